@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# Needs Go and make. hack/deps.sh installs what else a target wants, as root on
+# Debian; elsewhere it says what is missing.
+
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+BENCHTIME ?= 1s
+FUZZTIME  ?= 10s
+TESTFLAGS ?=
+
+# Programs that need root are built as you and run through sudo.
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec "sudo -E env PATH=$$PATH")
+
+# The packages whose tests run on Linux 6.1, the oldest kernel supported.
+KERNEL_TEST = GOFLAGS=-tags=root go run ./test/kernel -timeout 20m ./test/kernel/smoke
+
+GOLANGCI := .cache/bin/golangci-lint
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help build demo test test-unit test-root test-kernel test-cluster fuzz bench \
+	generate generate-check lint fmt clean need-root
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/lbproxy
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/lbproxy ./cmd/lbproxy
+
+demo: need-root build ## a cluster of network namespaces, balanced by lbproxy (root)
+	@hack/deps.sh $@
+	go run $(AS_ROOT) ./demo
+
+test: test-unit test-root test-kernel test-cluster ## every test
+
+test-unit: ## tests that need no root, with the race detector
+	@hack/deps.sh $@
+	go test -race -short $(TESTFLAGS) ./...
+
+test-root: need-root ## all tests, long ones too, on this kernel (build tag root)
+	@hack/deps.sh $@
+	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./...
+
+test-kernel: ## tests on Linux 6.1 in a virtual machine
+	@hack/deps.sh $@
+	$(KERNEL_TEST)
+
+test-cluster: need-root ## tests against a real API server (root)
+	@hack/deps.sh $@
+	cd test/cluster && go test $(AS_ROOT) -count=1 -timeout 20m $(TESTFLAGS) ./...
+
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@hack/deps.sh $@
+	@hack/fuzz.sh $(FUZZTIME)
+
+bench: ## every benchmark for BENCHTIME (1s)
+	@hack/deps.sh $@
+	go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(TESTFLAGS) ./...
+
+generate: ## BPF objects and their Go types
+	@hack/deps.sh $@
+	BPF2GO_CC=clang-19 BPF2GO_STRIP=llvm-strip-19 go generate ./...
+	@git ls-files -co --exclude-standard -- '*_bpfe[lb].go' | xargs -r gofmt -w
+
+generate-check: ## fail if generate changes a file
+	@hack/deps.sh generate
+	@hack/generate-check.sh
+
+lint: $(GOLANGCI) ## all linters
+	@hack/deps.sh $@
+	@hack/lint.sh $(GOLANGCI)
+
+fmt: $(GOLANGCI) ## format Go and C
+	@hack/deps.sh $@
+	$(GOLANGCI) fmt ./...
+	clang-format-19 -i $(wildcard bpf/*.c bpf/lib/*.h bpf/include/uapi.h bpf/include/base.h)
+
+clean: ## remove what was built, but not what was downloaded
+	rm -rf bin $(GOLANGCI)
+	go clean -testcache
+
+need-root:
+	@[ "$$(id -u)" = 0 ] || command -v sudo >/dev/null || { \
+		echo "error: this target needs root: become root or install sudo" >&2; exit 1; }
+
+$(GOLANGCI): tools/go.mod tools/go.sum
+	@echo "building golangci-lint; the first time takes minutes"
+	cd tools && nice go build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint

@@ -1,0 +1,89 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Checks the commands that README.md shows in ```sh blocks: every make target,
+# every script and package path, and every verb of lbproxy must exist.
+# usage: hack/readme-commands.sh [FILE...]
+#
+# A block under the line <!-- not checked: WHY --> is left out and reported.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+files=("$@")
+[[ ${#files[@]} -gt 0 ]] || files=(README.md)
+lbproxy=bin/lbproxy
+
+status=0
+bad() {
+	echo "$where: $1" >&2
+	status=1
+}
+
+checked=0
+check() { # WORD... of one command
+	while [[ ${1:-} == sudo || ${1:-} == *=* || ${1:-} == '$' ]]; do shift; done
+	[[ $# -gt 0 ]] || return 0
+	checked=$((checked + 1))
+	case $1 in
+	make)
+		local word
+		for word in "${@:2}"; do
+			[[ $word == *=* || $word == -* ]] && continue
+			grep -qE "^$word:" Makefile || bad "no make target $word"
+		done
+		;;
+	lbproxy | ./bin/lbproxy | bin/lbproxy)
+		[[ -x $lbproxy ]] || { bad "$lbproxy is not built: run make build first" && return; }
+		[[ ${2:-} == "" || $2 == -* ]] ||
+			"./$lbproxy" "$2" --help >/dev/null 2>&1 </dev/null || bad "lbproxy has no verb $2"
+		;;
+	go)
+		local word
+		for word in "${@:3}"; do
+			[[ $word == ./* ]] || continue
+			[[ -e ${word%%/...} ]] || bad "no such path: $word"
+		done
+		;;
+	./* | hack/*)
+		[[ -x $1 ]] || bad "no such program: $1"
+		;;
+	kubectl)
+		local i
+		for ((i = 2; i < $#; i++)); do
+			[[ ${!i} == -f ]] || continue
+			local j=$((i + 1))
+			[[ ${!j} == http* || -e ${!j} ]] || bad "no such file: ${!j}"
+		done
+		;;
+	esac
+}
+
+for file in "${files[@]}"; do
+	number=0 inside=false skip=""
+	while IFS= read -r line; do
+		number=$((number + 1))
+		where=$file:$number
+		case $line in
+		'<!-- not checked:'*) skip=$line ;;
+		'```sh') inside=true ;;
+		'```'*)
+			if $inside && [[ -n $skip ]]; then echo "$where: $skip"; fi
+			if $inside; then inside=false skip=""; fi
+			;;
+		*)
+			if $inside && [[ -z $skip && $line != '#'* ]]; then
+				line=${line%%#*}
+				line=${line%%|*}
+				read -ra words <<<"$line"
+				check "${words[@]}"
+			fi
+			;;
+		esac
+	done <"$file"
+done
+
+echo "readme-commands: $checked commands checked"
+if ((checked == 0)); then
+	echo "readme-commands: found no command in ${files[*]}" >&2
+	exit 1
+fi
+exit "$status"
