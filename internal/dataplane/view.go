@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import "time"
+
+// ServiceView is what the kernel has for one Service port of one family.
+type ServiceView struct {
+	Name      string         `json:"name"` // lb.ServiceName.String
+	Kind      string         `json:"kind"` // how its table is read
+	Frontends []FrontendView `json:"frontends"`
+	Backends  []BackendView  `json:"backends"`
+	Rejected  uint64         `json:"rejected"` // calls and packets that found no backend
+}
+
+// FrontendView is one address at which a Service answers.
+type FrontendView struct {
+	Address string   `json:"address"` // address:port/PROTO
+	Type    string   `json:"type"`
+	Flags   []string `json:"flags,omitempty"`
+}
+
+// BackendView is one backend of one Service.
+type BackendView struct {
+	Address string  `json:"address"`
+	State   string  `json:"state"` // active, leaving
+	Pools   string  `json:"pools"` // cluster, local or both
+	Opened  uint64  `json:"opened"`
+	Closed  uint64  `json:"closed"`
+	Live    uint64  `json:"live"` // opened - closed
+	Failed  uint64  `json:"failed"`
+	Share   float64 `json:"share"` // of the Service's opened connections, 0..1
+}
+
+// ConnectionView is one connection of the packet path.
+type ConnectionView struct {
+	Proto    string        `json:"proto"`
+	Client   string        `json:"client"`
+	Frontend string        `json:"frontend"`
+	Backend  string        `json:"backend"`
+	State    string        `json:"state"`
+	Idle     time.Duration `json:"idle"`
+}
+
+// Explanation tells what would happen to a new connection, and why.
+type Explanation struct {
+	Decision   string        `json:"decision"` // forward, reject, drop, pass
+	Reason     string        `json:"reason"`
+	Service    string        `json:"service,omitempty"`
+	Candidates []BackendView `json:"candidates,omitempty"`
+	Masquerade bool          `json:"masquerade"` // on the packet path
+	Steps      []string      `json:"steps"`      // every entry that was used, in order
+}
