@@ -1,0 +1,202 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Programs on network devices: they serve packets of clients that have no socket
+ * on this node. Ingress translates destinations before routing, egress sources
+ * after it, so routing and netfilter see client and backend. Entry points only.
+ */
+#include "lib/icmp.h"
+#include "lib/refuse.h"
+#include "lib/sock.h"
+#include "lib/sweep.h"
+
+char __license[] SEC("license") = "Dual BSD/GPL";
+
+#define NEXT TC_ACT_UNSPEC /* go on with other programs, then the stack */
+
+static __always_inline int drop(int err)
+{
+	count_drop(-err);
+	return TC_ACT_SHOT;
+}
+
+/* Looks up what a packet was sent to. */
+static __always_inline int packet_frontend(const struct packet *pkt, struct frontend *fe)
+{
+	struct frontend_key key = {
+		.addr = pkt->t.daddr,
+		.port = pkt->t.dport,
+		.proto = pkt->t.proto,
+	};
+
+	if (!frontend_read(&key, fe))
+		return 0;
+	return is_node_addr(&key.addr) ? frontend_nodeport(&key, fe) : -ENOENT;
+}
+
+/* Says whether the source of a new connection is replaced by the node's. */
+static __always_inline bool masquerades(const struct packet *pkt, const struct frontend *fe,
+					const struct choice *c, bool inside)
+{
+	return fe->flags & FE_MASQ_ALWAYS || (fe->flags & FE_MASQ_OFFCLUSTER && !inside) ||
+	       addr_equal(&pkt->t.saddr, &c->addr);
+}
+
+/* Serves the first packet of a connection, if it is to one of our frontends. */
+static __always_inline int ingress_new(struct __sk_buff *skb, const struct packet *pkt)
+{
+	struct translation tr = {};
+	struct choice c = {};
+	struct frontend fe;
+	__u32 scope;
+	bool inside;
+	int err;
+
+	if (pkt->tcp_flags & TCP_RST || packet_frontend(pkt, &fe))
+		return NEXT;
+	inside = is_pod_addr(&pkt->t.saddr);
+	scope = fe.flags & (inside ? FE_INSIDE_LOCAL : FE_OUTSIDE_LOCAL) ? SCOPE_LOCAL :
+									   SCOPE_CLUSTER;
+	err = choose(fe.service, scope, &c);
+	if (err == -REASON_NO_BACKEND_REJECT)
+		return refuse_packet(skb, pkt);
+	if (err)
+		return TC_ACT_SHOT;
+	err = conn_create(&pkt->t, &c, masquerades(pkt, &fe, &c, inside), &tr);
+	if (!err)
+		err = rewrite(skb, pkt, &tr);
+	return err ? drop(err) : NEXT;
+}
+
+static __always_inline int ingress(struct __sk_buff *skb, __u32 l3)
+{
+	struct packet pkt = {};
+	struct translation tr;
+	struct conn *c;
+	int err;
+
+	err = parse(skb, l3, HOOK_INGRESS, &pkt);
+	if (err < 0)
+		count_drop(-err);
+	if (err)
+		return NEXT;
+	if (pkt.icmp_error) {
+		err = icmp_translate(skb, &pkt);
+		return err ? drop(err) : NEXT;
+	}
+	c = bpf_map_lookup_elem(&conns, &pkt.t);
+	if (c && c->flags & CONN_FORWARD && conn_restarts(&pkt, c)) {
+		conn_remove(&pkt.t, c);
+		c = NULL;
+	}
+	if (!c)
+		return ingress_new(skb, &pkt);
+	conn_touch(c);
+	if (c->flags & CONN_FORWARD && conn_bits(&pkt, CONN_FIN_CLIENT))
+		conn_mark(c, conn_bits(&pkt, CONN_FIN_CLIENT));
+	tr = (struct translation){ c->addr, c->port, c->other_port };
+	err = rewrite(skb, &pkt, &tr);
+	return err ? drop(err) : NEXT;
+}
+
+/*
+ * A process of this node may send to a frontend whose answer is silence; the
+ * socket programs leave that to here.
+ */
+static __always_inline int egress_own(struct __sk_buff *skb, const struct packet *pkt)
+{
+	struct pool p = {};
+	struct frontend fe;
+
+	if (skb->ingress_ifindex || (pkt->t.proto == IPPROTO_TCP && !(pkt->tcp_flags & TCP_SYN)))
+		return NEXT;
+	if (packet_frontend(pkt, &fe))
+		return NEXT;
+	if (pool_read(fe.service, inside_scope(&fe), &p) || p.n)
+		return NEXT;
+	return pool_refusal(&p) == -REASON_NO_BACKEND_DROP ? drop(-REASON_NO_BACKEND_DROP) : NEXT;
+}
+
+static __always_inline int egress(struct __sk_buff *skb, __u32 l3)
+{
+	struct packet pkt = {};
+	struct translation tr;
+	struct conn *c;
+	int err;
+
+	err = parse(skb, l3, HOOK_EGRESS, &pkt);
+	if (err < 0)
+		count_drop(-err);
+	if (err)
+		return NEXT;
+	if (pkt.icmp_error) {
+		err = icmp_translate(skb, &pkt);
+		return err ? drop(err) : NEXT;
+	}
+	c = bpf_map_lookup_elem(&conns, &pkt.t);
+	if (!c)
+		return egress_own(skb, &pkt);
+	if (c->flags & CONN_SNAT) {
+		err = c->port ? 0 : snat_allocate(skb, &pkt, c);
+		if (err)
+			return drop(err);
+	} else {
+		conn_reply(&pkt, c);
+	}
+	tr = (struct translation){ c->addr, c->port, c->other_port };
+	err = rewrite(skb, &pkt, &tr);
+	return err ? drop(err) : NEXT;
+}
+
+/* Devices with an Ethernet header. */
+SEC("tc")
+int lb_ingress(struct __sk_buff *skb)
+{
+	return ingress(skb, ETH_HLEN);
+}
+
+SEC("tc")
+int lb_egress(struct __sk_buff *skb)
+{
+	return egress(skb, ETH_HLEN);
+}
+
+/* Devices whose packets start with the IP header: tunnels, WireGuard. */
+SEC("tc")
+int lb_ingress_l3(struct __sk_buff *skb)
+{
+	return ingress(skb, 0);
+}
+
+SEC("tc")
+int lb_egress_l3(struct __sk_buff *skb)
+{
+	return egress(skb, 0);
+}
+
+/* Run by the agent now and then. */
+SEC("syscall")
+int lb_sweep(struct sweep *ctx)
+{
+	struct sweep s = { .now = ctx->now };
+
+	bpf_for_each_map_elem(&conns, sweep_conn, &s, 0);
+	bpf_for_each_map_elem(&udp_flows, sweep_flow, &s, 0);
+	*ctx = s;
+	return 0;
+}
+
+/* Keeps the enums in the type information, from which the Go side is generated. */
+const struct {
+	enum kind kind;
+	enum scope scope;
+	enum verdict verdict;
+	enum frontend_flags frontend_flags;
+	enum backend_state backend_state;
+	enum udp_direction udp_direction;
+	enum hook hook;
+	enum conn_flags conn_flags;
+	enum conn_state conn_state;
+	enum reason reason;
+	struct sweep sweep;
+} *types_for_go __attribute__((unused));

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The connection table of the packet path. See struct conn for its entries. */
+#pragma once
+
+#include "packet.h"
+
+#define NSEC_PER_SEC 1000000000ULL
+#define PORT_TRIES 16
+
+/* Range for masqueraded source ports, host order; the agent keeps it apart from
+ * the range that the node's own sockets use. */
+const volatile __u16 snat_port_min = 1024;
+const volatile __u16 snat_port_max = 32767;
+
+/* Idle times after which a connection is forgotten, in seconds. */
+const volatile __u32 tcp_syn_timeout = 60;
+const volatile __u32 tcp_timeout = 24 * 60 * 60;
+const volatile __u32 tcp_closed_timeout = 60;
+const volatile __u32 udp_timeout = 30;
+const volatile __u32 udp_stream_timeout = 120;
+
+static __always_inline struct tuple tuple_inverse(const struct tuple *t, __u8 hook)
+{
+	return (struct tuple){
+		.saddr = t->daddr,
+		.daddr = t->saddr,
+		.sport = t->dport,
+		.dport = t->sport,
+		.proto = t->proto,
+		.hook = hook,
+	};
+}
+
+/* Key of the reply entry that belongs to a forward entry. */
+static __always_inline struct tuple reply_key(const struct tuple *fwd, const struct conn *c)
+{
+	return (struct tuple){
+		.saddr = c->addr,
+		.daddr = fwd->saddr,
+		.sport = c->port,
+		.dport = c->other_port,
+		.proto = fwd->proto,
+		.hook = HOOK_EGRESS,
+	};
+}
+
+/* Key of the forward entry that belongs to a reply entry. */
+static __always_inline struct tuple forward_key(const struct tuple *reply, const struct conn *c)
+{
+	return (struct tuple){
+		.saddr = reply->daddr,
+		.daddr = c->addr,
+		.sport = c->other_port,
+		.dport = c->port,
+		.proto = reply->proto,
+		.hook = HOOK_INGRESS,
+	};
+}
+
+/*
+ * Adds bits to a forward entry's state, and counts the end of the connection
+ * when it has come. The bit CONN_CLOSED is set by exactly one caller.
+ */
+static __always_inline void conn_mark(struct conn *fwd, __u32 bits)
+{
+	__u32 fins = CONN_FIN_CLIENT | CONN_FIN_BACKEND;
+	__u32 old = __sync_fetch_and_or(&fwd->state, bits);
+	__u32 now = old | bits;
+
+	if (old & CONN_CLOSED)
+		return;
+	if (!(now & CONN_CLOSED)) {
+		if ((now & fins) != fins)
+			return;
+		if (__sync_fetch_and_or(&fwd->state, CONN_CLOSED) & CONN_CLOSED)
+			return;
+	}
+	count_closed(fwd->backend, !(now & CONN_REPLIED));
+}
+
+/* Removes every entry of a connection and counts its end. */
+static __always_inline void conn_remove(const struct tuple *key, struct conn *fwd)
+{
+	struct tuple reply = reply_key(key, fwd);
+	struct tuple snat = tuple_inverse(&reply, HOOK_EGRESS);
+	struct tuple unsnat;
+	struct conn *c;
+
+	conn_mark(fwd, CONN_CLOSED);
+	c = bpf_map_lookup_elem(&conns, &snat);
+	if (c) {
+		unsnat = reply;
+		unsnat.hook = HOOK_INGRESS;
+		unsnat.daddr = c->addr;
+		unsnat.dport = c->port;
+		bpf_map_delete_elem(&conns, &snat);
+		bpf_map_delete_elem(&conns, &unsnat);
+	}
+	bpf_map_delete_elem(&conns, &reply);
+	bpf_map_delete_elem(&conns, key);
+}
+
+static __always_inline void conn_touch(struct conn *c)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (now - c->last > NSEC_PER_SEC)
+		WRITE_ONCE(c->last, now);
+}
+
+/* What a packet's flags say of its connection; side is CONN_FIN_CLIENT or CONN_FIN_BACKEND. */
+static __always_inline __u32 conn_bits(const struct packet *pkt, __u32 side)
+{
+	__u32 bits = 0;
+
+	if (pkt->tcp_flags & TCP_FIN)
+		bits |= side;
+	if (pkt->tcp_flags & TCP_RST)
+		bits |= CONN_CLOSED;
+	return bits;
+}
+
+/*
+ * Says whether a packet of a known connection starts a new one: a SYN after the
+ * old one's end, or anything while the chosen backend has left without a word.
+ */
+static __always_inline bool conn_restarts(const struct packet *pkt, const struct conn *fwd)
+{
+	if (pkt->t.proto == IPPROTO_UDP)
+		return !backend_usable(fwd->backend, fwd->gen);
+	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return false;
+	if (fwd->state & CONN_CLOSED)
+		return true;
+	return !(fwd->state & CONN_REPLIED) && !backend_usable(fwd->backend, fwd->gen);
+}
+
+/* Follows the state of a connection on a packet that the backend sent. */
+static __always_inline void conn_reply(const struct packet *pkt, struct conn *c)
+{
+	__u32 bits = conn_bits(pkt, CONN_FIN_BACKEND);
+	struct tuple key;
+	struct conn *fwd;
+
+	conn_touch(c);
+	if (!(c->state & CONN_REPLIED) && !(pkt->tcp_flags & TCP_RST)) {
+		c->state |= CONN_REPLIED;
+		bits |= CONN_REPLIED;
+	}
+	if (!bits)
+		return;
+	key = forward_key(&pkt->t, c);
+	fwd = bpf_map_lookup_elem(&conns, &key);
+	if (fwd)
+		conn_mark(fwd, bits);
+}
+
+/*
+ * Inserts the reply entry of a new connection. If another connection of the
+ * client's port has it already, the client gets another port towards the
+ * backend, which is stored in fwd.
+ */
+static __always_inline int conn_insert_reply(const struct tuple *key, struct conn *fwd)
+{
+	struct conn reply = {
+		.addr = key->daddr,
+		.port = key->dport,
+		.other_port = key->sport,
+		.backend = fwd->backend,
+		.gen = fwd->gen,
+		.last = fwd->last,
+	};
+	struct tuple rkey;
+	long err;
+
+	for (int i = 0; i < PORT_TRIES; i++) {
+		rkey = reply_key(key, fwd);
+		err = bpf_map_update_elem(&conns, &rkey, &reply, BPF_NOEXIST);
+		if (err != -EEXIST)
+			return err ? -REASON_CONN_TABLE_FULL : 0;
+		fwd->other_port = bpf_htons(1024 + pick_scale(bpf_get_prandom_u32(), 64512));
+	}
+	return -REASON_NO_SNAT_PORT;
+}
+
+/* Inserts the entry that makes egress masquerade; its port is chosen there. */
+static __always_inline int conn_insert_snat(const struct tuple *key, const struct conn *fwd)
+{
+	struct tuple reply = reply_key(key, fwd);
+	struct tuple skey = tuple_inverse(&reply, HOOK_EGRESS);
+	struct conn snat = {
+		.other_port = fwd->port,
+		.flags = CONN_SNAT,
+		.last = fwd->last,
+	};
+
+	return bpf_map_update_elem(&conns, &skey, &snat, BPF_ANY) ? -REASON_CONN_TABLE_FULL : 0;
+}
+
+/*
+ * Tracks a new connection from key to the chosen backend. The forward entry is
+ * inserted last, so a connection is complete when it can be found; of two
+ * packets that race, the second finds the first one's entry. Returns 0 and
+ * fills tr, or a negative reason.
+ */
+static __always_inline int conn_create(const struct tuple *key, const struct choice *c, bool snat,
+				       struct translation *tr)
+{
+	struct conn fwd = {
+		.addr = c->addr,
+		.port = c->port,
+		.other_port = key->sport,
+		.flags = CONN_FORWARD,
+		.backend = c->backend,
+		.gen = c->gen,
+		.last = bpf_ktime_get_coarse_ns(),
+	};
+	struct conn *other;
+	struct tuple rkey;
+	int err;
+
+	err = conn_insert_reply(key, &fwd);
+	if (err)
+		return err;
+	if (snat)
+		err = conn_insert_snat(key, &fwd);
+	if (!err && !bpf_map_update_elem(&conns, key, &fwd, BPF_NOEXIST)) {
+		count_opened(c->backend);
+		*tr = (struct translation){ fwd.addr, fwd.port, fwd.other_port };
+		return 0;
+	}
+	rkey = reply_key(key, &fwd);
+	bpf_map_delete_elem(&conns, &rkey);
+	rkey = tuple_inverse(&rkey, HOOK_EGRESS);
+	bpf_map_delete_elem(&conns, &rkey);
+	other = bpf_map_lookup_elem(&conns, key);
+	if (!other)
+		return -REASON_CONN_TABLE_FULL;
+	*tr = (struct translation){ other->addr, other->port, other->other_port };
+	return 0;
+}
+
+/* Says whether a socket of this node has the port that unsnat would take. */
+static __always_inline bool port_taken(struct __sk_buff *skb, const struct tuple *unsnat)
+{
+	struct bpf_sock_tuple st = {};
+	struct bpf_sock *sk;
+	__u32 len;
+
+	if (addr_is_v4(&unsnat->saddr)) {
+		st.ipv4.saddr = unsnat->saddr.w[3];
+		st.ipv4.daddr = unsnat->daddr.w[3];
+		st.ipv4.sport = unsnat->sport;
+		st.ipv4.dport = unsnat->dport;
+		len = sizeof(st.ipv4);
+	} else {
+		__builtin_memcpy(st.ipv6.saddr, &unsnat->saddr, sizeof(st.ipv6.saddr));
+		__builtin_memcpy(st.ipv6.daddr, &unsnat->daddr, sizeof(st.ipv6.daddr));
+		st.ipv6.sport = unsnat->sport;
+		st.ipv6.dport = unsnat->dport;
+		len = sizeof(st.ipv6);
+	}
+	if (unsnat->proto == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(skb, &st, len, BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(skb, &st, len, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+/* The node's address for packets that leave through the device of skb. */
+static __always_inline int snat_addr(struct __sk_buff *skb, const struct packet *pkt,
+				     struct addr *addr)
+{
+	__u32 ifindex = skb->ifindex;
+	struct device *dev = bpf_map_lookup_elem(&devices, &ifindex);
+
+	if (!dev)
+		return -REASON_NO_SNAT_ADDRESS;
+	*addr = pkt->v4 ? dev->v4 : dev->v6;
+	if (!addr->w[0] && !addr->w[1] && !addr->w[2] && !addr->w[3])
+		return -REASON_NO_SNAT_ADDRESS;
+	return 0;
+}
+
+/* Inserts the entry for replies to a masqueraded packet, at the first free port. */
+static __always_inline int snat_insert(struct __sk_buff *skb, const struct packet *pkt,
+				       struct tuple *unsnat)
+{
+	__u32 range = snat_port_max - snat_port_min + 1;
+	struct conn back = {
+		.addr = pkt->t.saddr,
+		.port = pkt->t.sport,
+		.other_port = pkt->t.dport,
+		.last = bpf_ktime_get_coarse_ns(),
+	};
+	long err;
+
+	for (int i = 0; i < PORT_TRIES; i++) {
+		unsnat->dport = bpf_htons(snat_port_min + pick_scale(bpf_get_prandom_u32(), range));
+		if (port_taken(skb, unsnat))
+			continue;
+		err = bpf_map_update_elem(&conns, unsnat, &back, BPF_NOEXIST);
+		if (!err)
+			return 0;
+		if (err != -EEXIST)
+			return -REASON_CONN_TABLE_FULL;
+	}
+	return -REASON_NO_SNAT_PORT;
+}
+
+/*
+ * Chooses the source of a masqueraded connection at its first packet. c is the
+ * snat entry. Of two packets that race, one stores its port; the other uses it.
+ */
+static __always_inline int snat_allocate(struct __sk_buff *skb, const struct packet *pkt,
+					 struct conn *c)
+{
+	struct tuple unsnat = tuple_inverse(&pkt->t, HOOK_INGRESS);
+	union {
+		__u32 word;
+		__be16 port[2]; /* port, other_port, as in struct conn */
+	} from = {}, to = {};
+	__u32 *ports = (__u32 *)&c->port;
+	int err;
+
+	err = snat_addr(skb, pkt, &unsnat.daddr);
+	if (!err)
+		err = snat_insert(skb, pkt, &unsnat);
+	if (err)
+		return err;
+	c->addr = unsnat.daddr;
+	from.port[1] = to.port[1] = pkt->t.dport;
+	to.port[0] = unsnat.dport;
+	if (__sync_val_compare_and_swap(ports, from.word, to.word) != from.word)
+		bpf_map_delete_elem(&conns, &unsnat);
+	return 0;
+}

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Translation of sockets: once for each connection, nothing for each packet. */
+#pragma once
+
+#include "service.h"
+
+/* A remote end as a socket call names it. */
+struct remote {
+	struct addr addr;
+	__be16 port;
+	__u8 proto;
+};
+
+/*
+ * Counts the end of a socket's connection. Two witnesses tell of it, the state
+ * machine and the release; the swap lets one of them count.
+ */
+static __always_inline void sock_closed(struct sock_state *st, bool failed)
+{
+	if (__sync_val_compare_and_swap(&st->count, SOCK_OPEN, SOCK_CLOSED) == SOCK_OPEN)
+		count_closed(st->backend, failed);
+}
+
+/*
+ * Looks up what the process of ctx asked for. Loopback addresses are NodePorts
+ * only in the node's own network namespace.
+ */
+static __always_inline int sock_frontend(struct bpf_sock_addr *ctx, const struct remote *to,
+					 struct frontend *fe)
+{
+	struct frontend_key key = {
+		.addr = to->addr,
+		.port = to->port,
+		.proto = to->proto,
+	};
+
+	if (!frontend_read(&key, fe))
+		return 0;
+	if (addr_is_loopback(&key.addr)) {
+		if (bpf_get_netns_cookie(ctx) != host_netns)
+			return -ENOENT;
+	} else if (!is_node_addr(&key.addr)) {
+		return -ENOENT;
+	}
+	return frontend_nodeport(&key, fe);
+}
+
+static __always_inline __u32 inside_scope(const struct frontend *fe)
+{
+	return fe->flags & FE_INSIDE_LOCAL ? SCOPE_LOCAL : SCOPE_CLUSTER;
+}
+
+/* Remembers with the socket what was chosen, and counts it. */
+static __always_inline void sock_remember(struct sock_state *st, const struct remote *vip,
+					  const struct choice *c)
+{
+	st->vip = vip->addr;
+	st->vip_port = vip->port;
+	st->peer = c->addr;
+	st->peer_port = c->port;
+	st->backend = c->backend;
+	st->gen = c->gen;
+	st->opened = bpf_ktime_get_ns();
+	WRITE_ONCE(st->count, SOCK_OPEN);
+	count_opened(c->backend);
+}
+
+/*
+ * Translates a connect(). Returns 0 if to is what the socket should connect to
+ * now, changed or not, or a negative reason for refusing.
+ */
+static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct remote *to)
+{
+	struct sock_state *st = bpf_sk_storage_get(&sock_states, ctx->sk, 0, 0);
+	struct choice c = {};
+	struct frontend fe;
+	int err;
+
+	if (st) { /* connected before: that connection has ended */
+		sock_closed(st, false);
+		st->vip_port = 0;
+	}
+	if (sock_frontend(ctx, to, &fe))
+		return 0;
+	err = choose(fe.service, inside_scope(&fe), &c);
+	if (err)
+		return err;
+	if (!st)
+		st = bpf_sk_storage_get(&sock_states, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (st)
+		sock_remember(st, to, &c);
+	else
+		count_drop(REASON_SOCK_STATE);
+	to->addr = c.addr;
+	to->port = c.port;
+	return 0;
+}
+
+/* Undoes the translation of a connected socket's remote end, if it is ours. */
+static __always_inline bool sock_original(const struct sock_state *st, struct remote *r)
+{
+	if (!st->vip_port || st->peer_port != r->port || !addr_equal(&st->peer, &r->addr))
+		return false;
+	r->addr = st->vip;
+	r->port = st->vip_port;
+	return true;
+}
+
+/* Removes both halves of a flow whose backend is gone, and counts its end. */
+static __always_inline void udp_forget(const struct udp_flow_key *key, struct udp_flow *flow)
+{
+	struct udp_flow_key back = {
+		.cookie = key->cookie,
+		.addr = flow->addr,
+		.port = flow->port,
+		.direction = UDP_FROM_BACKEND,
+	};
+
+	if (!__sync_val_compare_and_swap(&flow->closed, 0, 1))
+		count_closed(flow->backend, false);
+	bpf_map_delete_elem(&udp_flows, &back);
+	bpf_map_delete_elem(&udp_flows, key);
+}
+
+/* Inserts both halves of a new flow and counts it. */
+static __always_inline int udp_remember(struct bpf_sock_addr *ctx, const struct udp_flow_key *key,
+					const struct choice *c)
+{
+	struct udp_flow forth = {
+		.last = bpf_ktime_get_ns(),
+		.addr = c->addr,
+		.port = c->port,
+		.backend = c->backend,
+		.gen = c->gen,
+	};
+	struct udp_flow back = forth;
+	struct udp_flow_key back_key = {
+		.cookie = key->cookie,
+		.addr = c->addr,
+		.port = c->port,
+		.direction = UDP_FROM_BACKEND,
+	};
+	struct sock_state *st;
+
+	st = bpf_sk_storage_get(&sock_states, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st)
+		return count_drop(REASON_SOCK_STATE);
+	st->flows = 1;
+	back.addr = key->addr;
+	back.port = key->port;
+	if (bpf_map_update_elem(&udp_flows, &back_key, &back, BPF_ANY))
+		return count_drop(REASON_UDP_FLOWS_FULL);
+	if (bpf_map_update_elem(&udp_flows, key, &forth, BPF_ANY)) {
+		bpf_map_delete_elem(&udp_flows, &back_key);
+		return count_drop(REASON_UDP_FLOWS_FULL);
+	}
+	count_opened(c->backend);
+	return 0;
+}
+
+/*
+ * Translates one datagram of an unconnected socket. Datagrams of one socket to
+ * one VIP keep their backend while it is usable.
+ */
+static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct remote *to)
+{
+	struct udp_flow_key key = {
+		.cookie = bpf_get_socket_cookie(ctx),
+		.addr = to->addr,
+		.port = to->port,
+		.direction = UDP_TO_VIP,
+	};
+	struct udp_flow *flow;
+	struct choice c = {};
+	struct frontend fe;
+	int err;
+
+	if (sock_frontend(ctx, to, &fe))
+		return 0;
+	flow = bpf_map_lookup_elem(&udp_flows, &key);
+	if (flow && backend_usable(flow->backend, flow->gen)) {
+		flow->last = bpf_ktime_get_ns();
+		to->addr = flow->addr;
+		to->port = flow->port;
+		return 0;
+	}
+	if (flow)
+		udp_forget(&key, flow);
+	err = choose(fe.service, inside_scope(&fe), &c);
+	if (!err)
+		err = udp_remember(ctx, &key, &c);
+	if (err)
+		return err;
+	to->addr = c.addr;
+	to->port = c.port;
+	return 0;
+}
+
+/* Turns the source of a received datagram back into the VIP. Says if it changed. */
+static __always_inline bool sock_recvmsg(struct bpf_sock_addr *ctx, struct remote *from)
+{
+	struct sock_state *st = bpf_sk_storage_get(&sock_states, ctx->sk, 0, 0);
+	struct udp_flow_key key = {
+		.addr = from->addr,
+		.port = from->port,
+		.direction = UDP_FROM_BACKEND,
+	};
+	struct udp_flow *flow;
+
+	if (!st)
+		return false;
+	if (sock_original(st, from))
+		return true;
+	if (!st->flows)
+		return false;
+	key.cookie = bpf_get_socket_cookie(ctx);
+	flow = bpf_map_lookup_elem(&udp_flows, &key);
+	if (!flow)
+		return false;
+	from->addr = flow->addr;
+	from->port = flow->port;
+	return true;
+}

@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Structs that more than one program, or a program and the agent, agree on.
+ * The Go side is generated from here; sizes are asserted so that a change of
+ * layout cannot go unnoticed.
+ */
+#pragma once
+
+#include "uapi.h"
+
+/* An address of either family; IPv4 is v4-mapped (::ffff:a.b.c.d). */
+struct addr {
+	__be32 w[4];
+};
+
+/* The families' spelling differs, the path does not. */
+#define V4_MAPPED bpf_htonl(0xffff)
+
+/* How a table is read. The values are those of Kind in internal/algo. */
+enum kind {
+	KIND_NONE,
+	KIND_RAND,
+	KIND_SEQ,
+};
+
+/* The two pools of a service; the values are those of Scope in internal/lb. */
+enum scope {
+	SCOPE_CLUSTER,
+	SCOPE_LOCAL,
+	SCOPES,
+};
+
+/* What callers of an empty pool get; the values are those of Verdict in internal/lb. */
+enum verdict {
+	VERDICT_REJECT,
+	VERDICT_DROP,
+};
+
+/* Where a service answers. A NodePort has the unspecified address of its family. */
+struct frontend_key {
+	struct addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct frontend_key) == 20, "layout is shared with Go");
+
+enum frontend_flags {
+	FE_INSIDE_LOCAL = 1 << 0,    /* callers of this node use SCOPE_LOCAL */
+	FE_OUTSIDE_LOCAL = 1 << 1,   /* all others use SCOPE_LOCAL */
+	FE_MASQ_OFFCLUSTER = 1 << 2, /* masquerade callers outside the pod ranges */
+	FE_MASQ_ALWAYS = 1 << 3,     /* masquerade every caller */
+};
+
+/*
+ * Which service a frontend belongs to. The check is a digest of the key: a hash
+ * element that is deleted and reused between lookup and read is noticed by it.
+ */
+struct frontend {
+	__u32 service;
+	__u8 flags; /* enum frontend_flags */
+	__u8 type;  /* FrontendType in internal/lb, for people */
+	__u16 check;
+};
+_Static_assert(sizeof(struct frontend) == 8, "read as one word");
+
+/*
+ * A service's pools, each one word: region base in the lower half, number of
+ * backends in the upper. Storing the word commits a new region.
+ */
+struct service {
+	__u64 pool[SCOPES];
+};
+_Static_assert(sizeof(struct service) == 16, "layout is shared with Go");
+
+/* What the kernel writes for a service; apart from struct service, which the agent writes. */
+struct service_state {
+	__u32 seq[SCOPES]; /* sequence numbers of KIND_SEQ */
+	__u64 rejected;	   /* calls and packets that found no backend */
+	__u64 pad[6];
+};
+_Static_assert(sizeof(struct service_state) == 64, "one cache line");
+
+/*
+ * Element of a region. A region is a head, n backends, and the order, packed
+ * four indexes to an element.
+ */
+struct slot {
+	union {
+		__u32 backend;	 /* backend: index into backends */
+		__u32 order_len; /* head: entries of the order, or 0 */
+	};
+	union {
+		__u32 alias; /* backend: threshold << 16 | other index */
+		__u32 how;   /* head: enum kind | enum verdict << 8 | HOW_ALIAS */
+	};
+};
+_Static_assert(sizeof(struct slot) == 8, "layout is shared with Go");
+
+#define HOW_KIND 0xff
+#define HOW_VERDICT_SHIFT 8
+#define HOW_ALIAS (1 << 16) /* backends carry alias words */
+
+enum backend_state {
+	BACKEND_FREE,
+	BACKEND_ACTIVE,
+	BACKEND_LEAVING, /* takes no new connection, those it has go on */
+};
+
+/* One backend of one service. Written by the agent, read by every program. */
+struct backend {
+	struct addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 state; /* enum backend_state */
+	__u32 gen;  /* grows when the element is reused */
+	__u32 service;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct backend) == 32, "layout is shared with Go");
+
+/* Counters of a backend. Written by the kernel, except for expired flows. */
+struct backend_stats {
+	__u64 opened;
+	__u64 closed;
+	__u64 failed;
+	__u64 pad;
+};
+_Static_assert(sizeof(struct backend_stats) == 32, "layout is shared with Go");
+
+/* A socket's assignment, kept with the socket. */
+struct sock_state {
+	struct addr vip;  /* what the process asked for */
+	struct addr peer; /* what it got */
+	__be16 vip_port;
+	__be16 peer_port;
+	__u32 backend;
+	__u32 gen;
+	__u32 count;  /* enum sock_count, changed by compare and swap */
+	__u64 opened; /* ns, monotonic */
+	__u32 flows;  /* the socket has entries in udp_flows */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sock_state) == 64, "one cache line");
+
+enum sock_count {
+	SOCK_UNCOUNTED,
+	SOCK_OPEN,
+	SOCK_CLOSED,
+};
+
+enum udp_direction {
+	UDP_TO_VIP,	  /* key: the VIP; value: the backend */
+	UDP_FROM_BACKEND, /* key: the backend; value: the VIP */
+};
+
+/* A flow of an unconnected UDP socket. */
+struct udp_flow_key {
+	__u64 cookie;
+	struct addr addr;
+	__be16 port;
+	__u16 direction; /* enum udp_direction */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct udp_flow_key) == 32, "layout is shared with Go");
+
+struct udp_flow {
+	__u64 last; /* ns, monotonic */
+	struct addr addr;
+	__be16 port;
+	__u16 pad;
+	__u32 backend;
+	__u32 gen;
+	__u32 closed; /* 1 after it was counted as closed */
+};
+_Static_assert(sizeof(struct udp_flow) == 40, "layout is shared with Go");
+
+enum hook {
+	HOOK_INGRESS, /* destination is translated */
+	HOOK_EGRESS,  /* source is translated */
+};
+
+/* A packet as one hook sees it. */
+struct tuple {
+	struct addr saddr;
+	struct addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 hook; /* enum hook */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct tuple) == 40, "layout is shared with Go");
+
+enum conn_flags {
+	CONN_FORWARD = 1 << 0, /* client to VIP, at ingress: holds the state */
+	CONN_SNAT = 1 << 1,    /* the source is replaced at egress */
+};
+
+enum conn_state {
+	CONN_REPLIED = 1 << 0, /* the backend answered */
+	CONN_FIN_CLIENT = 1 << 1,
+	CONN_FIN_BACKEND = 1 << 2,
+	CONN_CLOSED = 1 << 3, /* counted as closed */
+};
+
+/*
+ * One translation of a tracked connection. Each connection has two to four:
+ *   forward  ingress  client -> VIP       destination becomes the backend
+ *   snat     egress   client -> backend   source becomes the node
+ *   unsnat   ingress  backend -> node     destination becomes the client
+ *   reply    egress   backend -> client   source becomes the VIP
+ * At ingress addr:port replaces the destination and other_port the source port;
+ * at egress it is the other way round.
+ */
+struct conn {
+	struct addr addr;
+	__be16 port;
+	__be16 other_port;
+	__u32 flags; /* enum conn_flags */
+	__u32 state; /* enum conn_state; only in the forward entry */
+	__u32 backend;
+	__u32 gen;
+	__u32 pad;
+	__u64 last; /* ns, monotonic, to the second */
+};
+_Static_assert(sizeof(struct conn) == 48, "layout is shared with Go");
+
+/* Source addresses for packets that leave through a device. */
+struct device {
+	struct addr v4;
+	struct addr v6;
+};
+_Static_assert(sizeof(struct device) == 32, "layout is shared with Go");
+
+/* Ports of a fragmented packet, from its first fragment. */
+struct frag_key {
+	struct addr saddr;
+	struct addr daddr;
+	__u32 id;
+	__u8 proto;
+	__u8 hook; /* enum hook */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct frag_key) == 40, "no hidden padding");
+
+struct frag_ports {
+	__be16 sport;
+	__be16 dport;
+};
+
+/* Longest-prefix key of a pod range. */
+struct prefix {
+	__u32 len; /* bits, 96 more for IPv4 */
+	struct addr addr;
+};
+_Static_assert(sizeof(struct prefix) == 20, "layout is shared with Go");
+
+/* Why a packet or a call was not served. Names are in internal/dataplane/ebpf. */
+enum reason {
+	REASON_NONE,
+	REASON_NO_BACKEND_REJECT,
+	REASON_NO_BACKEND_DROP,
+	REASON_CONN_TABLE_FULL,
+	REASON_NO_SNAT_PORT,
+	REASON_NO_SNAT_ADDRESS,
+	REASON_FRAGMENT,
+	REASON_MALFORMED,
+	REASON_REWRITE,
+	REASON_SOCK_STATE,
+	REASON_UDP_FLOWS_FULL,
+	REASON_INTERNAL,
+	REASONS,
+};
+
+/* What one sweep of the flow tables found. */
+struct sweep {
+	__u64 now;     /* in: ns, monotonic */
+	__u64 conns;   /* out: connections alive */
+	__u64 entries; /* out: table entries alive */
+	__u64 expired; /* out: connections and flows removed */
+	__u64 flows;   /* out: UDP flows alive */
+};

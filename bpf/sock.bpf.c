@@ -1,0 +1,191 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Programs on the cgroup: they translate the sockets of every process below it,
+ * pods included, when the process connects. Entry points only.
+ */
+#include "lib/sock.h"
+
+char __license[] SEC("license") = "Dual BSD/GPL";
+
+#define ALLOW 1
+#define REFUSE 0
+
+/* The remote end of an IPv4 call, as the context has it. */
+static __always_inline struct remote remote4(struct bpf_sock_addr *ctx)
+{
+	struct remote r = {
+		.port = ctx->user_port,
+		.proto = ctx->protocol,
+	};
+
+	r.addr.w[2] = V4_MAPPED;
+	r.addr.w[3] = ctx->user_ip4;
+	return r;
+}
+
+static __always_inline struct remote remote6(struct bpf_sock_addr *ctx)
+{
+	struct remote r = {
+		.port = ctx->user_port,
+		.proto = ctx->protocol,
+	};
+
+	r.addr.w[0] = ctx->user_ip6[0];
+	r.addr.w[1] = ctx->user_ip6[1];
+	r.addr.w[2] = ctx->user_ip6[2];
+	r.addr.w[3] = ctx->user_ip6[3];
+	return r;
+}
+
+static __always_inline void set_remote4(struct bpf_sock_addr *ctx, const struct remote *r)
+{
+	ctx->user_ip4 = r->addr.w[3];
+	ctx->user_port = r->port;
+}
+
+static __always_inline void set_remote6(struct bpf_sock_addr *ctx, const struct remote *r)
+{
+	ctx->user_ip6[0] = r->addr.w[0];
+	ctx->user_ip6[1] = r->addr.w[1];
+	ctx->user_ip6[2] = r->addr.w[2];
+	ctx->user_ip6[3] = r->addr.w[3];
+	ctx->user_port = r->port;
+}
+
+/*
+ * Turns a reason into what the process sees. A call that should stay unanswered
+ * goes on to the VIP, where the packet path drops it.
+ */
+static __always_inline int sock_verdict(int err)
+{
+	if (err == -REASON_NO_BACKEND_DROP)
+		return ALLOW;
+	bpf_set_retval(-ECONNREFUSED);
+	return REFUSE;
+}
+
+SEC("cgroup/connect4")
+int lb_connect4(struct bpf_sock_addr *ctx)
+{
+	struct remote r = remote4(ctx);
+	int err = sock_connect(ctx, &r);
+
+	if (err)
+		return sock_verdict(err);
+	set_remote4(ctx, &r);
+	return ALLOW;
+}
+
+SEC("cgroup/connect6")
+int lb_connect6(struct bpf_sock_addr *ctx)
+{
+	struct remote r = remote6(ctx);
+	int err = sock_connect(ctx, &r);
+
+	if (err)
+		return sock_verdict(err);
+	set_remote6(ctx, &r);
+	return ALLOW;
+}
+
+SEC("cgroup/sendmsg4")
+int lb_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct remote r = remote4(ctx);
+	int err = sock_sendmsg(ctx, &r);
+
+	if (err)
+		return sock_verdict(err);
+	set_remote4(ctx, &r);
+	return ALLOW;
+}
+
+SEC("cgroup/sendmsg6")
+int lb_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct remote r = remote6(ctx);
+	int err = sock_sendmsg(ctx, &r);
+
+	if (err)
+		return sock_verdict(err);
+	set_remote6(ctx, &r);
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg4")
+int lb_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct remote r = remote4(ctx);
+
+	if (sock_recvmsg(ctx, &r))
+		set_remote4(ctx, &r);
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg6")
+int lb_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct remote r = remote6(ctx);
+
+	if (sock_recvmsg(ctx, &r))
+		set_remote6(ctx, &r);
+	return ALLOW;
+}
+
+SEC("cgroup/getpeername4")
+int lb_getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct sock_state *st = bpf_sk_storage_get(&sock_states, ctx->sk, 0, 0);
+	struct remote r = remote4(ctx);
+
+	if (st && sock_original(st, &r))
+		set_remote4(ctx, &r);
+	return ALLOW;
+}
+
+SEC("cgroup/getpeername6")
+int lb_getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct sock_state *st = bpf_sk_storage_get(&sock_states, ctx->sk, 0, 0);
+	struct remote r = remote6(ctx);
+
+	if (st && sock_original(st, &r))
+		set_remote6(ctx, &r);
+	return ALLOW;
+}
+
+SEC("cgroup/sock_release")
+int lb_sock_release(struct bpf_sock *ctx)
+{
+	struct sock_state *st = bpf_sk_storage_get(&sock_states, ctx, 0, 0);
+
+	if (st)
+		sock_closed(st, false);
+	return ALLOW;
+}
+
+/* A backend is no longer busy as soon as either side has ended the connection. */
+static __always_inline bool has_ended(int state)
+{
+	return state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_CLOSE;
+}
+
+SEC("sockops")
+int lb_sock_ops(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct sock_state *st;
+
+	if (!sk || (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_STATE_CB))
+		return 1;
+	st = bpf_sk_storage_get(&sock_states, sk, 0, 0);
+	if (!st)
+		return 1;
+	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+		bpf_sock_ops_cb_flags_set(ctx,
+					  ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	else if (has_ended(ctx->args[1]))
+		sock_closed(st, ctx->args[0] == BPF_TCP_SYN_SENT);
+	return 1;
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Cleanup removes everything that lbproxy has in this node's kernel, for every
+// layout version, and says what it removed. Nothing is balanced afterwards. It
+// returns an error that wraps ErrRunning while an agent runs.
+func Cleanup(opts Options) (removed []string, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("cleanup needs root")
+	}
+	if opts, err = opts.orDefault(); err != nil {
+		return nil, err
+	}
+	if err := requireFilesystems(opts); err != nil {
+		return nil, err
+	}
+	locks, err := lockAll(opts.CgroupRoot, opts.BPFFS)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, f := range locks {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	removed, errFilters := cleanupFilters()
+	pins, errPins := cleanupPins(filepath.Join(opts.BPFFS, "lbproxy"))
+	return append(removed, pins...), errors.Join(errFilters, errPins)
+}
+
+// cleanupFilters removes clsact filters from all devices.
+func cleanupFilters() (removed []string, err error) {
+	links, err := linkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		found, err := detachClsact(l.Attrs().Index)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("device %s: %w", l.Attrs().Name, err))
+		}
+		if found {
+			removed = append(removed, "filters of device "+l.Attrs().Name)
+		}
+	}
+	return removed, errors.Join(errs...)
+}
+
+// cleanupPins removes all pins; links go first, so programs stop before their
+// tables vanish. A link that is not pinned any more is detached by the kernel.
+func cleanupPins(root string) (removed []string, err error) {
+	for _, sub := range []string{"*/links/*", "*/maps/*"} {
+		paths, err := filepath.Glob(filepath.Join(root, sub))
+		if err != nil {
+			return removed, err
+		}
+		for _, p := range paths {
+			if err := os.Remove(p); err != nil {
+				return removed, err
+			}
+			removed = append(removed, p)
+		}
+	}
+	return removed, os.RemoveAll(root)
+}

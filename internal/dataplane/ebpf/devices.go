@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	deviceSettle = 10 * time.Millisecond // a burst of netlink events is one look
+	deviceRescan = 30 * time.Second      // and one is taken without any
+)
+
+// device is what lbproxy needs to know of a network device.
+type device struct {
+	index int
+	name  string
+	hasL2 bool // packets start with an Ethernet header
+}
+
+// nodeNet is the node's devices and addresses at one time.
+type nodeNet struct {
+	devices []device
+	addrs   []nodeAddr
+	uplinks map[int]bool // devices of default routes
+}
+
+type nodeAddr struct {
+	ifindex   int
+	addr      netip.Addr
+	secondary bool
+}
+
+// followDevices keeps programs on every device, and the tables of addresses
+// right, until ctx is done.
+func (d *Dataplane) followDevices(ctx context.Context) error {
+	attached := map[int]device{}
+	for {
+		events, err := subscribe(ctx)
+		if err != nil {
+			return fmt.Errorf("follow network devices: %w", err)
+		}
+		for open := true; open; {
+			d.lookAtDevices(attached)
+			open = waitForEvent(ctx, events)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// lookAtDevices makes the kernel's programs and tables fit the node's network as
+// it is now. What fails is tried again at the next look.
+func (d *Dataplane) lookAtDevices(attached map[int]device) {
+	net, err := readNodeNet()
+	if err != nil {
+		d.opts.Log.Warn("network devices cannot be listed", "err", err)
+		return
+	}
+	d.attachDevices(net.devices, attached)
+	if err := d.syncAddrs(net); err != nil {
+		d.opts.Log.Warn("node addresses cannot be stored", "err", err)
+	}
+}
+
+func (d *Dataplane) attachDevices(devices []device, attached map[int]device) {
+	present := map[int]bool{}
+	for _, dev := range devices {
+		if !d.wantsDevice(dev.name) {
+			continue
+		}
+		present[dev.index] = true
+		if attached[dev.index] == dev {
+			continue
+		}
+		err := d.attachDevice(dev.index, dev.hasL2)
+		switch {
+		case errors.Is(err, unix.ENODEV): // gone since it was listed
+		case err != nil:
+			d.opts.Log.Warn("device is not served", "device", dev.name, "err", err)
+		default:
+			attached[dev.index] = dev
+			d.opts.Log.Debug("device is served", "device", dev.name)
+		}
+	}
+	for index, dev := range attached {
+		if present[index] {
+			continue
+		}
+		if err := d.detachDevice(index); err != nil {
+			d.opts.Log.Warn("pin of a device that is gone stays", "device", dev.name, "err", err)
+		}
+		delete(attached, index)
+	}
+}
+
+func (d *Dataplane) wantsDevice(name string) bool {
+	if len(d.opts.Devices) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(d.opts.Devices, func(pattern string) bool {
+		ok, err := path.Match(pattern, name)
+		return ok && err == nil
+	})
+}
+
+// syncAddrs stores at which addresses NodePorts answer, and which source address
+// masqueraded packets get on each device.
+func (d *Dataplane) syncAddrs(net *nodeNet) error {
+	ports := map[lbAddr]uint32{}
+	for _, a := range net.addrs {
+		if d.nodePortAddr(a.addr) {
+			ports[addrOf(a.addr)] = 1
+		}
+	}
+	sources := map[uint32]lbDevice{}
+	for _, dev := range net.devices {
+		var v lbDevice
+		if a := net.source(dev.index, true); a.IsValid() {
+			v.V4 = addrOf(a)
+		}
+		if a := net.source(dev.index, false); a.IsValid() {
+			v.V6 = addrOf(a)
+		}
+		sources[uint32(dev.index)] = v
+	}
+	return errors.Join(
+		syncTable(d.maps, d.maps.byName[lbMapNodeAddrs], ports),
+		syncTable(d.maps, d.maps.byName[lbMapDevices], sources),
+	)
+}
+
+func (d *Dataplane) nodePortAddr(a netip.Addr) bool {
+	if len(d.opts.NodePortAddresses) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(d.opts.NodePortAddresses, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// source returns the address from which packets leave through a device: its own
+// oldest one, else the oldest of an uplink, else the node's oldest. The kernel
+// lists IPv4 addresses in the order they were added, IPv6 addresses newest first.
+func (n *nodeNet) source(ifindex int, v4 bool) netip.Addr {
+	rank := func(a nodeAddr) int {
+		switch {
+		case a.ifindex == ifindex && !a.secondary:
+			return 0
+		case n.uplinks[a.ifindex] && !a.secondary:
+			return 1
+		case !a.secondary:
+			return 2
+		}
+		return 3
+	}
+	var best nodeAddr
+	for _, a := range n.addrs {
+		if a.addr.Is4() != v4 {
+			continue
+		}
+		if r := cmp.Compare(rank(a), rank(best)); !best.addr.IsValid() || r < 0 || r == 0 && !v4 && a.ifindex == best.ifindex {
+			best = a
+		}
+	}
+	return best.addr
+}
+
+// readNodeNet lists devices, addresses and default routes. Loopback and
+// link-local addresses are left out.
+func readNodeNet() (*nodeNet, error) {
+	links, err := linkList()
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := addrList()
+	if err != nil {
+		return nil, err
+	}
+	n := &nodeNet{}
+	if n.uplinks, err = defaultDevices(); err != nil {
+		return nil, err
+	}
+	for _, l := range links {
+		if a := l.Attrs(); a.Flags&unix.IFF_LOOPBACK == 0 {
+			n.devices = append(n.devices, device{a.Index, a.Name, a.EncapType == "ether"})
+		}
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if ip = ip.Unmap(); !ok || ip.IsLoopback() || ip.IsLinkLocalUnicast() {
+			continue
+		}
+		n.addrs = append(n.addrs, nodeAddr{a.LinkIndex, ip, a.Flags&unix.IFA_F_SECONDARY != 0})
+	}
+	slices.SortStableFunc(n.addrs, func(a, b nodeAddr) int { return cmp.Compare(a.ifindex, b.ifindex) })
+	return n, nil
+}
+
+// subscribe returns a channel that gets a value after devices or addresses have
+// changed. It is closed when events were lost or ctx is done; then the caller
+// subscribes again and looks.
+func subscribe(ctx context.Context) (<-chan struct{}, error) {
+	links := make(chan netlink.LinkUpdate, 64)
+	addrs := make(chan netlink.AddrUpdate, 64)
+	done := make(chan struct{})
+	ignore := func(error) {} // the closed channel tells
+	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: ignore}); err != nil {
+		return nil, err
+	}
+	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: ignore}); err != nil {
+		close(done)
+		return nil, err
+	}
+	events := make(chan struct{}, 1)
+	go func() {
+		defer close(events)
+		defer close(done)
+		for {
+			var ok bool
+			select {
+			case <-ctx.Done():
+				return
+			case _, ok = <-links:
+			case _, ok = <-addrs:
+			}
+			if !ok {
+				return
+			}
+			select {
+			case events <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return events, nil
+}
+
+// waitForEvent waits until it is worth looking again. It returns false when
+// events is closed.
+func waitForEvent(ctx context.Context, events <-chan struct{}) bool {
+	rescan := time.NewTimer(deviceRescan)
+	defer rescan.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-rescan.C:
+		return true
+	case _, ok := <-events:
+		if !ok {
+			return false
+		}
+	}
+	settle := time.NewTimer(deviceSettle)
+	defer settle.Stop()
+	select {
+	case <-ctx.Done():
+	case <-settle.C:
+	}
+	return true
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// restore reads what the kernel has: names, frontends, pools and backends. An
+// agent that was killed at any point leaves a state that this can read; what it
+// had not committed is free again.
+func (d *Dataplane) restore() error {
+	d.services = map[lb.ServiceName]*service{}
+	d.frontends = map[lbFrontendKey]lbFrontend{}
+	d.serviceIDs = newIDs(lbMapServices, len(d.maps.services))
+	d.backendIDs = newIDs(lbMapBackends, len(d.maps.backends))
+	d.regions = newRegions(len(d.maps.slots))
+	byID, err := d.restoreServices()
+	if err != nil {
+		return err
+	}
+	if err := d.restoreFrontends(byID); err != nil {
+		return err
+	}
+	d.restoreRegions()
+	d.restoreBackends(byID)
+	return nil
+}
+
+func (d *Dataplane) restoreServices() (map[uint32]*service, error) {
+	var (
+		id   uint32
+		name serviceName
+		used []uint32
+		byID = map[uint32]*service{}
+		it   = d.maps.names().Iterate()
+	)
+	for it.Next(&id, &name) {
+		n, err := name.parse()
+		if err != nil {
+			return nil, fmt.Errorf("pinned map %s: id %d: %w", mapServiceNames, id, err)
+		}
+		byID[id] = &service{id: id}
+		d.services[n] = byID[id]
+		used = append(used, id)
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("read pinned map %s: %w", mapServiceNames, err)
+	}
+	d.serviceIDs.adopt(used)
+	return byID, nil
+}
+
+// restoreFrontends reads which frontends there are. Those whose Service has no
+// name stay until the first full Sync removes them.
+func (d *Dataplane) restoreFrontends(byID map[uint32]*service) error {
+	var (
+		key lbFrontendKey
+		v   lbFrontend
+		it  = d.maps.frontends().Iterate()
+	)
+	for it.Next(&key, &v) {
+		d.frontends[key] = v
+		if svc := byID[v.Service]; svc != nil {
+			svc.frontends = append(svc.frontends, key)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read pinned map %s: %w", lbMapFrontends, err)
+	}
+	return nil
+}
+
+// restoreRegions finds the regions that pools use. The order of a pool's table
+// says how long it is.
+func (d *Dataplane) restoreRegions() {
+	var used []region
+	for _, svc := range d.services {
+		for sc := range svc.pools {
+			word := d.maps.services[svc.id].Pool[sc]
+			base := uint32(word)
+			if base == 0 {
+				continue
+			}
+			n := 1 + poolLen(word) + (d.maps.slots[base].Backend+3)/4
+			size, _ := ceilPow2(n)
+			svc.pools[sc] = region{base, size}
+			used = append(used, svc.pools[sc])
+		}
+	}
+	d.regions.adopt(used)
+}
+
+// restoreBackends finds which backends are in use: those in pools, and those
+// that left with connections. The latter belong to their Service as long as it
+// has a name.
+func (d *Dataplane) restoreBackends(byID map[uint32]*service) {
+	members := map[uint32]bool{}
+	for _, svc := range d.services {
+		for id := range d.members(svc) {
+			members[id] = true
+		}
+	}
+	var used []uint32
+	lost := map[uint32]*service{}
+	for i := range d.maps.backends {
+		id := uint32(i)
+		if members[id] {
+			d.setState(id, lbBackendStateBACKEND_ACTIVE)
+			used = append(used, id)
+			continue
+		}
+		if d.maps.backends[i].State == uint8(lbBackendStateBACKEND_FREE) {
+			continue
+		}
+		used = append(used, id)
+		owner := d.maps.backends[i].Service
+		svc := byID[owner]
+		if svc == nil {
+			if svc = lost[owner]; svc == nil {
+				svc = &service{} // its own id was free again at once
+				lost[owner] = svc
+			}
+		}
+		d.leave(svc, id)
+	}
+	for _, svc := range lost {
+		d.orphans = append(d.orphans, orphan{service: svc})
+	}
+	d.backendIDs.adopt(used)
+}
+
+// serviceNames returns the names of all Services in order.
+func (d *Dataplane) serviceNames() []lb.ServiceName {
+	names := make([]lb.ServiceName, 0, len(d.services))
+	for n := range d.services {
+		names = append(names, n)
+	}
+	slices.SortFunc(names, lb.ServiceName.Compare)
+	return names
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// reasonNames are the names of enum reason in metrics. They never change.
+var reasonNames = map[lbReason]string{
+	lbReasonREASON_NO_BACKEND_REJECT: "no_backend_reject",
+	lbReasonREASON_NO_BACKEND_DROP:   "no_backend_drop",
+	lbReasonREASON_CONN_TABLE_FULL:   "connection_table_full",
+	lbReasonREASON_NO_SNAT_PORT:      "no_source_port",
+	lbReasonREASON_NO_SNAT_ADDRESS:   "no_source_address",
+	lbReasonREASON_FRAGMENT:          "fragment_without_first",
+	lbReasonREASON_MALFORMED:         "malformed_packet",
+	lbReasonREASON_REWRITE:           "packet_rewrite_failed",
+	lbReasonREASON_SOCK_STATE:        "socket_state_memory",
+	lbReasonREASON_UDP_FLOWS_FULL:    "udp_flow_table_full",
+	lbReasonREASON_INTERNAL:          "internal_inconsistency",
+}
+
+// Stats implements dataplane.StatsReader. Counters are read in place.
+func (d *Dataplane) Stats() (dataplane.Stats, error) {
+	drops, err := d.maps.drops()
+	if err != nil {
+		return dataplane.Stats{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := dataplane.Stats{Drops: drops, Maps: d.usage()}
+	for _, name := range d.serviceNames() {
+		svc := d.services[name]
+		for sc := range scopes {
+			for _, slot := range d.ids(svc, lb.Scope(sc)) {
+				if lb.Scope(sc) == lb.ScopeLocal && contains(d.ids(svc, lb.ScopeCluster), slot.Backend) {
+					continue
+				}
+				s.Backends = append(s.Backends, d.backendStats(name, slot.Backend))
+			}
+		}
+		for _, id := range svc.leaving {
+			s.Backends = append(s.Backends, d.backendStats(name, id))
+		}
+	}
+	for _, o := range d.orphans {
+		for _, id := range o.service.leaving {
+			s.Backends = append(s.Backends, d.backendStats(o.name, id))
+		}
+	}
+	return s, nil
+}
+
+func (d *Dataplane) backendStats(name lb.ServiceName, id uint32) dataplane.BackendStats {
+	st := &d.maps.stats[id]
+	closed := atomic.LoadUint64(&st.Closed) // before opened: live is never negative
+	return dataplane.BackendStats{
+		Service: name,
+		Backend: d.maps.addrPort(id),
+		Opened:  atomic.LoadUint64(&st.Opened),
+		Closed:  closed,
+		Failed:  atomic.LoadUint64(&st.Failed),
+		Leaving: d.maps.backends[id].State == uint8(lbBackendStateBACKEND_LEAVING),
+	}
+}
+
+// usage returns the fill of each table. Those of connections are as of the last
+// sweep.
+func (d *Dataplane) usage() []dataplane.MapUsage {
+	max := func(name string) uint64 { return uint64(d.maps.byName[name].MaxEntries()) }
+	return []dataplane.MapUsage{
+		{Name: lbMapServices, Used: uint64(d.serviceIDs.used()), Max: max(lbMapServices)},
+		{Name: lbMapFrontends, Used: uint64(len(d.frontends)), Max: max(lbMapFrontends)},
+		{Name: lbMapBackends, Used: uint64(d.backendIDs.used()), Max: max(lbMapBackends)},
+		{Name: lbMapSlots, Used: uint64(d.regions.inUse), Max: max(lbMapSlots)},
+		{Name: lbMapConns, Used: d.swept.entries, Max: max(lbMapConns)},
+		{Name: lbMapUdpFlows, Used: 2 * d.swept.flows, Max: max(lbMapUdpFlows)},
+	}
+}
+
+// drops adds up the reasons over all CPUs.
+func (m *maps) drops() (map[string]uint64, error) {
+	sums := map[string]uint64{}
+	for reason, name := range reasonNames {
+		var perCPU []uint64
+		if err := m.byName[lbMapDrops].Lookup(uint32(reason), &perCPU); err != nil {
+			return nil, fmt.Errorf("read map %s: %w", lbMapDrops, err)
+		}
+		for _, n := range perCPU {
+			sums[name] += n
+		}
+	}
+	return sums, nil
+}

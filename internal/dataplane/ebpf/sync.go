@@ -1,0 +1,470 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"slices"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// scopes is how many pools a Service has.
+const scopes = int(lbScopeSCOPES)
+
+// service is what the agent remembers of a Service beyond what the kernel's
+// tables tell.
+type service struct {
+	id        uint32
+	frontends []lbFrontendKey
+	pools     [scopes]region
+	leaving   []uint32 // backends that still have connections
+}
+
+// Sync implements dataplane.Dataplane.
+func (d *Dataplane) Sync(ctx context.Context, delta dataplane.Delta) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var failed dataplane.SyncError
+	keep := make(map[lb.ServiceName]bool)
+	for _, svc := range delta.Put {
+		keep[svc.Name] = true
+		if err := d.apply(svc); err != nil {
+			failed.Fail(svc.Name, err)
+		}
+	}
+	gone := delta.Delete
+	if delta.Full {
+		gone = nil
+		for name := range d.services {
+			if !keep[name] {
+				gone = append(gone, name)
+			}
+		}
+		failed.Other = d.removeStray()
+	}
+	for _, name := range gone {
+		if keep[name] {
+			continue
+		}
+		if err := d.remove(name); err != nil {
+			failed.Fail(name, err)
+		}
+	}
+	d.wakeJanitor()
+	return errors.Join(failed.OrNil(), ctx.Err())
+}
+
+// change is a Service's next state, with everything reserved that it needs.
+type change struct {
+	svc   *service
+	pools [scopes]poolChange
+	fresh []uint32 // backends that were reserved
+	back  []uint32 // leaving backends that return
+}
+
+// poolChange is the next content of one pool.
+type poolChange struct {
+	same    bool // the kernel has it already
+	region  region
+	content []lbSlot
+	ids     []uint32
+}
+
+// apply makes the kernel serve want. On an error the Service keeps what it had.
+func (d *Dataplane) apply(want *dataplane.Service) (err error) {
+	svc, known := d.services[want.Name]
+	if !known {
+		if svc, err = d.newService(want.Name); err != nil {
+			return err
+		}
+	}
+	c, err := d.plan(svc, want)
+	if err == nil {
+		if !known {
+			d.commitPools(c)
+		}
+		err = d.setFrontends(svc, want.Frontends)
+	}
+	if err != nil {
+		d.abandon(c)
+		if !known {
+			err = errors.Join(err, d.forget(want.Name, svc))
+		}
+		return err
+	}
+	if known {
+		d.commitPools(c)
+	}
+	return nil
+}
+
+// newService reserves an id and gives it the name.
+func (d *Dataplane) newService(name lb.ServiceName) (*service, error) {
+	v, err := serviceNameOf(name)
+	if err != nil {
+		return nil, err
+	}
+	id, err := d.serviceIDs.reserve(1)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.maps.put(d.maps.names(), id[0], v); err != nil {
+		d.serviceIDs.release(id[0])
+		return nil, err
+	}
+	h := fnv.New64a()
+	h.Write([]byte(d.opts.NodeName))
+	h.Write(v[:])
+	start := uint32(h.Sum64() >> 32) // nodes start their turns at different backends
+	d.maps.states[id[0]] = lbServiceState{Seq: [scopes]uint32{start, start}}
+	svc := &service{id: id[0]}
+	d.services[name] = svc
+	return svc, nil
+}
+
+// plan reserves what want needs and renders its pools. On an error nothing stays
+// reserved.
+func (d *Dataplane) plan(svc *service, want *dataplane.Service) (*change, error) {
+	c := &change{svc: svc}
+	for sc := range c.pools {
+		if err := d.planPool(c, lb.Scope(sc), want.Pool(lb.Scope(sc))); err != nil {
+			d.abandon(c)
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func (d *Dataplane) planPool(c *change, sc lb.Scope, want *dataplane.Pool) (err error) {
+	p := &c.pools[sc]
+	word := d.maps.services[c.svc.id].Pool[sc]
+	var backends []lb.Backend
+	if want.Table.N > 0 { // otherwise nobody takes new connections
+		backends = want.Backends
+	}
+	if len(backends) == 0 && want.Empty == lb.Reject { // what a pool without a region does
+		p.same = word == 0
+		return nil
+	}
+	if p.ids, err = d.resolve(c, sc, backends); err != nil {
+		return err
+	}
+	p.content = render(want, p.ids)
+	old := d.content(c.svc, sc)
+	if poolLen(word) == uint32(len(p.ids)) && len(old) >= len(p.content) &&
+		slices.Equal(old[:len(p.content)], p.content) {
+		p.same = true
+		return nil
+	}
+	p.region, err = d.reserveRegion(uint32(len(p.content)))
+	return err
+}
+
+// reserveRegion takes a run of slots; when none is free in one piece, the free
+// ones are joined first.
+func (d *Dataplane) reserveRegion(n uint32) (region, error) {
+	g, err := d.regions.reserve(n)
+	if err == nil {
+		d.reserved = append(d.reserved, g)
+		return g, nil
+	}
+	used := append(slices.Clone(d.reserved), d.retired.regions...)
+	for _, svc := range d.services {
+		for _, g := range svc.pools {
+			if g.size > 0 {
+				used = append(used, g)
+			}
+		}
+	}
+	d.regions.adopt(used)
+	if g, err = d.regions.reserve(n); err == nil {
+		d.reserved = append(d.reserved, g)
+	}
+	return g, err
+}
+
+// content returns the slots of a Service's present pool.
+func (d *Dataplane) content(svc *service, sc lb.Scope) []lbSlot {
+	g := svc.pools[sc]
+	return d.maps.slots[g.base : g.base+g.size]
+}
+
+// ids returns the backends of a Service's present pool.
+func (d *Dataplane) ids(svc *service, sc lb.Scope) []lbSlot { return d.maps.pool(svc.id, sc) }
+
+// resolve finds or reserves the ids of the wanted backends. Both sides are
+// sorted by address, so what stays is found by walking along.
+func (d *Dataplane) resolve(c *change, sc lb.Scope, want []lb.Backend) ([]uint32, error) {
+	ids := make([]uint32, 0, len(want))
+	old := d.ids(c.svc, sc)
+	for _, b := range want {
+		for len(old) > 0 && d.maps.addrPort(old[0].Backend).Compare(b.Addr) < 0 {
+			old = old[1:]
+		}
+		if len(old) > 0 && d.maps.addrPort(old[0].Backend) == b.Addr {
+			ids = append(ids, old[0].Backend)
+			continue
+		}
+		id, err := d.otherID(c, sc, b)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// otherID finds backend b in the Service's other pool, among those that are
+// leaving, among those reserved before, or reserves an id for it.
+func (d *Dataplane) otherID(c *change, sc lb.Scope, b lb.Backend) (uint32, error) {
+	other := 1 - sc
+	i, ok := slices.BinarySearchFunc(d.ids(c.svc, other), b, func(s lbSlot, b lb.Backend) int {
+		return d.maps.addrPort(s.Backend).Compare(b.Addr)
+	})
+	if ok {
+		return d.ids(c.svc, other)[i].Backend, nil
+	}
+	at := func(id uint32) bool { return d.maps.addrPort(id) == b.Addr }
+	if i := slices.IndexFunc(c.svc.leaving, at); i >= 0 {
+		c.back = append(c.back, c.svc.leaving[i])
+		return c.svc.leaving[i], nil
+	}
+	if sc != lb.ScopeCluster { // the cluster pool was resolved before
+		if i := slices.IndexFunc(c.fresh, at); i >= 0 {
+			return c.fresh[i], nil
+		}
+	}
+	id, err := d.backendIDs.reserve(1)
+	if err != nil {
+		return 0, err
+	}
+	c.fresh = append(c.fresh, id[0])
+	be := &d.maps.backends[id[0]]
+	*be = lbBackend{
+		Addr:    addrOf(b.Addr.Addr()),
+		Port:    swap16(b.Addr.Port()),
+		State:   uint8(lbBackendStateBACKEND_FREE),
+		Gen:     be.Gen + 1,
+		Service: c.svc.id,
+	}
+	return id[0], nil
+}
+
+// render writes a pool as the kernel reads it: a head, the backends, the order.
+func render(p *dataplane.Pool, ids []uint32) []lbSlot {
+	t := p.Table
+	how := uint32(t.Kind) | uint32(p.Empty)<<howVerdictShift
+	if t.Alias != nil {
+		how |= howAlias
+	}
+	content := make([]lbSlot, 1, 1+len(ids)+(len(t.Order)+3)/4)
+	content[0] = lbSlot{Backend: uint32(len(t.Order)), Alias: how}
+	for i, id := range ids {
+		s := lbSlot{Backend: id}
+		if t.Alias != nil {
+			s.Alias = t.Alias[i]
+		}
+		content = append(content, s)
+	}
+	for chunk := range slices.Chunk(t.Order, 4) {
+		var w uint64
+		for i, index := range chunk {
+			w |= uint64(index) << (16 * i)
+		}
+		content = append(content, lbSlot{Backend: uint32(w), Alias: uint32(w >> 32)})
+	}
+	return content
+}
+
+// The upper bits of a head: HOW_* in bpf/lib/types.h.
+const (
+	howKind         = 0xff
+	howVerdictShift = 8
+	howAlias        = 1 << 16
+)
+
+// poolWord is a pool as the kernel stores it: n backends at base.
+func poolWord(base, n uint32) uint64 { return uint64(n)<<32 | uint64(base) }
+
+func poolLen(word uint64) uint32 { return uint32(word >> 32) }
+
+// commitPools writes backends, then tables, then the words that lead to them.
+// Backends that are in no pool any more start to leave.
+func (d *Dataplane) commitPools(c *change) {
+	before := d.members(c.svc)
+	for _, id := range append(c.fresh, c.back...) {
+		d.setState(id, lbBackendStateBACKEND_ACTIVE)
+	}
+	for _, id := range c.fresh {
+		d.maps.stats[id] = lbBackendStats{}
+	}
+	for sc := range c.pools {
+		p := &c.pools[sc]
+		if p.same {
+			continue
+		}
+		copy(d.maps.slots[p.region.base:], p.content)
+		d.maps.writes.Add(1)
+		old := c.svc.pools[sc]
+		c.svc.pools[sc] = p.region
+		d.maps.storePool(c.svc.id, lb.Scope(sc), poolWord(p.region.base, uint32(len(p.ids))))
+		d.retired.add(old)
+	}
+	d.reserved = d.reserved[:0]
+	after := d.members(c.svc)
+	c.svc.leaving = slices.DeleteFunc(c.svc.leaving, func(id uint32) bool { return after[id] })
+	for id := range before {
+		if !after[id] {
+			d.leave(c.svc, id)
+		}
+	}
+}
+
+// members returns the backends of both pools.
+func (d *Dataplane) members(svc *service) map[uint32]bool {
+	set := make(map[uint32]bool)
+	for sc := range svc.pools {
+		for _, s := range d.ids(svc, lb.Scope(sc)) {
+			set[s.Backend] = true
+		}
+	}
+	return set
+}
+
+// leave stops giving connections to a backend; it keeps those it has.
+func (d *Dataplane) leave(svc *service, id uint32) {
+	d.setState(id, lbBackendStateBACKEND_LEAVING)
+	svc.leaving = append(svc.leaving, id)
+}
+
+func (d *Dataplane) setState(id uint32, state lbBackendState) {
+	if be := &d.maps.backends[id]; be.State != uint8(state) {
+		be.State = uint8(state)
+		d.maps.writes.Add(1)
+	}
+}
+
+// abandon gives back what a change had reserved.
+func (d *Dataplane) abandon(c *change) {
+	if c == nil {
+		return
+	}
+	d.backendIDs.release(c.fresh...)
+	for _, p := range c.pools {
+		d.regions.release(p.region)
+	}
+	d.reserved = d.reserved[:0]
+}
+
+// setFrontends makes want the frontends of svc. If one cannot be written, all
+// are as before.
+func (d *Dataplane) setFrontends(svc *service, want []lb.Frontend) error {
+	keys := make([]lbFrontendKey, 0, len(want))
+	var undo []func() error
+	for _, f := range want {
+		key, value := frontendKeyOf(f.FrontendKey), frontendValueOf(f, svc.id)
+		old, had := d.frontends[key]
+		if had && old == value {
+			keys = append(keys, key)
+			continue
+		}
+		if err := d.maps.put(d.maps.frontends(), key, value); err != nil {
+			for _, u := range undo {
+				err = errors.Join(err, u())
+			}
+			return fmt.Errorf("frontend %s: %w", f.FrontendKey, err)
+		}
+		undo = append(undo, func() error { return d.restoreFrontend(key, old, had) })
+		d.frontends[key] = value
+		keys = append(keys, key)
+	}
+	var errs []error
+	for _, key := range svc.frontends {
+		if !slices.Contains(keys, key) {
+			errs = append(errs, d.dropFrontend(svc, key))
+		}
+	}
+	svc.frontends = keys
+	return errors.Join(errs...)
+}
+
+func (d *Dataplane) restoreFrontend(key lbFrontendKey, old lbFrontend, had bool) error {
+	if had {
+		d.frontends[key] = old
+		return d.maps.put(d.maps.frontends(), key, old)
+	}
+	delete(d.frontends, key)
+	return d.maps.remove(d.maps.frontends(), key)
+}
+
+// dropFrontend removes a frontend unless another Service has taken it over.
+func (d *Dataplane) dropFrontend(svc *service, key lbFrontendKey) error {
+	if v, ok := d.frontends[key]; !ok || v.Service != svc.id {
+		return nil
+	}
+	if err := d.maps.remove(d.maps.frontends(), key); err != nil {
+		return fmt.Errorf("remove frontend %s: %w", frontendFrom(key), err)
+	}
+	delete(d.frontends, key)
+	return nil
+}
+
+// remove makes the kernel forget a Service. Its connections go on.
+func (d *Dataplane) remove(name lb.ServiceName) error {
+	svc, ok := d.services[name]
+	if !ok {
+		return nil
+	}
+	for len(svc.frontends) > 0 {
+		if err := d.dropFrontend(svc, svc.frontends[0]); err != nil {
+			return err
+		}
+		svc.frontends = svc.frontends[1:]
+	}
+	return d.forget(name, svc)
+}
+
+// forget retires the pools and the id of a Service that has no frontends.
+func (d *Dataplane) forget(name lb.ServiceName, svc *service) error {
+	members := d.members(svc)
+	for sc := range svc.pools {
+		d.maps.storePool(svc.id, lb.Scope(sc), 0)
+		d.retired.add(svc.pools[sc])
+		svc.pools[sc] = region{}
+	}
+	for id := range members {
+		d.leave(svc, id)
+	}
+	if err := d.maps.remove(d.maps.names(), svc.id); err != nil {
+		return fmt.Errorf("remove name: %w", err)
+	}
+	delete(d.services, name)
+	d.orphans = append(d.orphans, orphan{name: name, service: svc})
+	return nil
+}
+
+// removeStray removes frontends in the kernel that belong to no Service: what an
+// agent left that was killed in between.
+func (d *Dataplane) removeStray() error {
+	owned := map[uint32]bool{}
+	for _, svc := range d.services {
+		owned[svc.id] = true
+	}
+	var errs []error
+	for key, v := range d.frontends {
+		if owned[v.Service] {
+			continue
+		}
+		errs = append(errs, d.maps.remove(d.maps.frontends(), key))
+		delete(d.frontends, key)
+	}
+	return errors.Join(errs...)
+}
+
+var _ dataplane.Dataplane = (*Dataplane)(nil)
+var _ dataplane.StatsReader = (*Dataplane)(nil)
