@@ -36,9 +36,9 @@ type rig struct {
 	done   chan error
 }
 
-func newRig(t *testing.T, edit func(*Options)) *rig {
+func newLab(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
-	l, err := lab.New(lab.Options{})
+	l, err := lab.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,22 +47,37 @@ func newRig(t *testing.T, edit func(*Options)) *rig {
 			t.Error(err)
 		}
 	})
-	r := &rig{t: t, lab: l, opts: Options{
+	return l
+}
+
+func serve(t *testing.T, h *lab.Host, port uint16) {
+	t.Helper()
+	for _, proto := range []string{lab.TCP, lab.UDP} {
+		if err := h.Serve(t.Context(), proto, lab.AnyAddr(port)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func labOptions(t *testing.T, l *lab.Lab) Options {
+	return Options{
 		CgroupRoot: l.CgroupRoot(),
 		BPFFS:      l.BPFFS(),
 		NodeName:   "node",
 		PodRanges:  []netip.Prefix{lab.ClusterPods4, lab.ClusterPods6},
 		Log:        slog.New(slog.NewTextHandler(t.Output(), nil)),
-	}}
+	}
+}
+
+func newRig(t *testing.T, edit func(*Options)) *rig {
+	t.Helper()
+	l := newLab(t, lab.Options{})
+	r := &rig{t: t, lab: l, opts: labOptions(t, l)}
 	if edit != nil {
 		edit(&r.opts)
 	}
 	for _, h := range []string{"backend1", "backend2", "backend3", "remote1", lab.Node} {
-		for _, proto := range []string{lab.TCP, lab.UDP} {
-			if err := l.Host(h).Serve(t.Context(), proto, lab.AnyAddr(backendPort)); err != nil {
-				t.Fatal(err)
-			}
-		}
+		serve(t, l.Host(h), backendPort)
 	}
 	r.start()
 	return r

@@ -109,7 +109,16 @@ type maps struct {
 	stats    []lbBackendStats
 
 	mapped [][]byte
-	writes atomic.Uint64 // changes of pinned state, by system call or store
+	writes atomic.Uint64  // changes of pinned state, by system call or store
+	before func(n uint64) // if set, called before write n; tests stop there
+}
+
+// wrote counts a change that is about to be made.
+func (m *maps) wrote() {
+	n := m.writes.Add(1)
+	if m.before != nil {
+		m.before(n)
+	}
 }
 
 func (m *maps) frontends() *ebpf.Map { return m.byName[lbMapFrontends] }
@@ -117,7 +126,7 @@ func (m *maps) names() *ebpf.Map     { return m.byName[mapServiceNames] }
 
 // put updates a hash table and counts the write.
 func (m *maps) put(table *ebpf.Map, key, value any) error {
-	m.writes.Add(1)
+	m.wrote()
 	err := table.Put(key, value)
 	if errors.Is(err, unix.E2BIG) {
 		return fmt.Errorf("map %s has its %d entries: %w", mapName(table), table.MaxEntries(), dataplane.ErrFull)
@@ -127,7 +136,7 @@ func (m *maps) put(table *ebpf.Map, key, value any) error {
 
 // remove deletes a key; a missing one is not an error.
 func (m *maps) remove(table *ebpf.Map, key any) error {
-	m.writes.Add(1)
+	m.wrote()
 	if err := table.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return err
 	}
@@ -290,7 +299,7 @@ func (m *maps) storePool(id uint32, sc lb.Scope, word uint64) {
 	if *p == word {
 		return
 	}
-	m.writes.Add(1)
+	m.wrote()
 	atomic.StoreUint64(p, word)
 }
 

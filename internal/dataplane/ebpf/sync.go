@@ -308,8 +308,8 @@ func (d *Dataplane) commitPools(c *change) {
 		if p.same {
 			continue
 		}
+		d.maps.wrote()
 		copy(d.maps.slots[p.region.base:], p.content)
-		d.maps.writes.Add(1)
 		old := c.svc.pools[sc]
 		c.svc.pools[sc] = p.region
 		d.maps.storePool(c.svc.id, lb.Scope(sc), poolWord(p.region.base, uint32(len(p.ids))))
@@ -344,8 +344,8 @@ func (d *Dataplane) leave(svc *service, id uint32) {
 
 func (d *Dataplane) setState(id uint32, state lbBackendState) {
 	if be := &d.maps.backends[id]; be.State != uint8(state) {
+		d.maps.wrote()
 		be.State = uint8(state)
-		d.maps.writes.Add(1)
 	}
 }
 

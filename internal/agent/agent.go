@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is the loop: it takes what changed from a Source, compiles it and
+// hands it to a dataplane, until the kernel does what was described.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/algo"
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// Source says what should be. It is level-triggered: events mark it dirty, and
+// Take returns the present state of what differs since the last Take.
+type Source interface {
+	// Dirty has a value when Take may have something. Its capacity is 1.
+	Dirty() <-chan struct{}
+	// Take returns the objects that changed. full says that they are everything
+	// there is; the first result that has anything is full.
+	Take() (changes []lb.Change, full bool)
+}
+
+// Reporter tells the owner of a Service about it. It must not block; eventtype
+// is Normal or Warning, reason a CamelCase word.
+type Reporter interface {
+	ServiceEvent(obj lb.Object, eventtype, reason, message string)
+}
+
+// The reasons of the events that an Agent reports, all of type Warning.
+const (
+	ReasonInvalid = "InvalidService"   // it cannot be compiled: what worked before stays
+	ReasonFailed  = "ProgrammingError" // the dataplane refused it; it is tried again
+)
+
+// Options describe an Agent.
+type Options struct {
+	Source    Source
+	Dataplane dataplane.Dataplane
+	Log       *slog.Logger
+	Algorithm string                // of Services that name none
+	Reporter  Reporter              // may be nil
+	Observe   func(seconds float64) // from a change's event until it is in the kernel; may be nil
+}
+
+// Agent makes a dataplane do what a Source says. Its methods may be called from
+// any goroutine; Run does the work and is called once.
+type Agent struct {
+	opts Options
+	log  *slog.Logger
+	wake chan struct{} // capacity 1: a burst is one wake-up
+
+	// Owned by Run.
+	ledger ledger
+	pacer  pacer
+	told   map[lb.ServiceName]string // the last failure that was reported
+	broken string                    // the last failure of a whole Sync that was logged
+
+	mu        sync.Mutex
+	algorithm string    // the default that was asked for
+	arrived   time.Time // when the oldest event that is not yet taken came in
+	status    Status
+	applied   map[lb.ServiceName]*dataplane.Service
+}
+
+// New returns an Agent. It fails if the default algorithm is unknown.
+func New(o Options) (*Agent, error) {
+	if err := algo.Check(o.Algorithm); err != nil {
+		return nil, fmt.Errorf("default algorithm: %w", err)
+	}
+	return &Agent{
+		opts:      o,
+		log:       o.Log,
+		wake:      make(chan struct{}, 1),
+		ledger:    newLedger(o.Algorithm),
+		told:      map[lb.ServiceName]string{},
+		algorithm: o.Algorithm,
+		applied:   map[lb.ServiceName]*dataplane.Service{},
+	}, nil
+}
+
+// SetDefaultAlgorithm changes the algorithm of Services that name none, and
+// compiles those anew.
+func (a *Agent) SetDefaultAlgorithm(name string) error {
+	if err := algo.Check(name); err != nil {
+		return fmt.Errorf("default algorithm: %w", err)
+	}
+	a.mu.Lock()
+	a.algorithm = name
+	a.mu.Unlock()
+	a.arrive()
+	return nil
+}
+
+// Run applies what the Source says until ctx ends; then it returns nil and leaves
+// the kernel as it is. A lone event is applied at once. Events that arrive while
+// a Sync runs, or too soon after many others (see pacer), share the next one.
+func (a *Agent) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { a.watch(ctx) })
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.wake:
+		case <-retry:
+		}
+		if !pause(ctx, a.pacer.wait(time.Now())) {
+			return nil
+		}
+		a.collect()
+		a.sync(ctx)
+		retry = nil
+		if at, ok := a.ledger.retryTime(); ok {
+			retry = time.After(time.Until(at))
+		}
+	}
+}
+
+// watch notes when events come in, so that the time an event spends waiting for
+// a Sync counts.
+func (a *Agent) watch(ctx context.Context) {
+	dirty := a.opts.Source.Dirty()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, open := <-dirty:
+			if !open {
+				return
+			}
+			a.arrive()
+		}
+	}
+}
+
+// arrive notes the time of an event and wakes Run.
+func (a *Agent) arrive() {
+	a.mu.Lock()
+	if a.arrived.IsZero() {
+		a.arrived = time.Now()
+	}
+	a.mu.Unlock()
+	select {
+	case a.wake <- struct{}{}:
+	default: // Run has not yet looked
+	}
+}
+
+// pause waits for d. It returns false if ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// collect writes what changed into the ledger.
+func (a *Agent) collect() {
+	a.mu.Lock()
+	since, algorithm := a.arrived, a.algorithm
+	a.arrived = time.Time{}
+	a.mu.Unlock()
+	if since.IsZero() {
+		since = time.Now()
+	}
+	changes, full := a.opts.Source.Take()
+	a.ledger.note(changes, full, since)
+	a.ledger.setAlgorithm(algorithm, since)
+	a.publish(func(*Status) {})
+}
+
+// sync applies what is due.
+func (a *Agent) sync(ctx context.Context) {
+	now := time.Now()
+	plan := a.ledger.plan(now, a.applied)
+	for name, err := range plan.invalid {
+		a.tell(name, ReasonInvalid, err)
+	}
+	if !plan.work {
+		a.publish(func(*Status) {})
+		return
+	}
+	a.pacer.mark(now)
+	err := a.opts.Dataplane.Sync(ctx, plan.delta)
+	if ctx.Err() != nil {
+		return
+	}
+	a.settle(plan, err)
+}
+
+// settle takes note of what a Sync did.
+func (a *Agent) settle(p plan, err error) {
+	now := time.Now()
+	failed, whole := split(err)
+	done := a.ledger.settle(p, failed, whole, now)
+	a.mu.Lock()
+	for _, svc := range done.put {
+		a.status.Backends += len(svc.Cluster.Backends) - a.backends(svc.Name)
+		a.applied[svc.Name] = svc
+	}
+	for _, name := range done.gone {
+		a.status.Backends -= a.backends(name)
+		delete(a.applied, name)
+	}
+	a.mu.Unlock()
+	if a.opts.Observe != nil && !p.delta.Full { // what was there at start is no change
+		for _, since := range done.since {
+			a.opts.Observe(now.Sub(since).Seconds())
+		}
+	}
+	for name, err := range failed {
+		a.tell(name, ReasonFailed, err)
+	}
+	a.ledger.forget(a.told)
+	a.logWhole(whole)
+	a.publish(func(s *Status) {
+		s.Syncs++
+		if err != nil {
+			s.Errors++
+		}
+		if whole == nil {
+			s.LastSuccess = now
+			s.Synced = s.Synced || p.delta.Full
+		}
+	})
+	a.log.Debug("synced", "put", len(p.delta.Put), "deleted", len(p.delta.Delete), "full", p.delta.Full,
+		"failed", len(failed), "took", now.Sub(p.at))
+}
+
+// backends returns how many backends are applied for name. a.mu is held.
+func (a *Agent) backends(name lb.ServiceName) int {
+	if svc := a.applied[name]; svc != nil {
+		return len(svc.Cluster.Backends)
+	}
+	return 0
+}
+
+// split tells apart what failed for single Services and what failed for all.
+func split(err error) (failed map[lb.ServiceName]error, whole error) {
+	var se *dataplane.SyncError
+	switch {
+	case err == nil:
+		return nil, nil
+	case !errors.As(err, &se):
+		return nil, err
+	}
+	return se.Failed, se.Other
+}
+
+// tell reports a failure of one Service, once for each distinct one.
+func (a *Agent) tell(name lb.ServiceName, reason string, err error) {
+	msg := err.Error()
+	if a.told[name] == msg {
+		return
+	}
+	a.told[name] = msg
+	a.log.Warn("service not programmed", "service", name, "reason", reason, "error", err)
+	if a.opts.Reporter != nil {
+		a.opts.Reporter.ServiceEvent(name.Object, "Warning", reason, fmt.Sprintf("%s: %v", name, err))
+	}
+}
+
+// logWhole logs a failure that concerns all Services, once for each distinct one.
+func (a *Agent) logWhole(err error) {
+	switch {
+	case err == nil && a.broken != "":
+		a.broken = ""
+		a.log.Info("dataplane works again")
+	case err != nil && a.broken != err.Error():
+		a.broken = err.Error()
+		a.log.Error("dataplane failed; will retry", "error", err)
+	}
+}

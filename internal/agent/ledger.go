@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// The first and the longest time between two attempts for what failed.
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 30 * time.Second
+)
+
+// ledger is what the loop knows: what should be, and how much of it may not be in
+// the kernel yet. It reads no clock.
+type ledger struct {
+	algorithm string
+	desired   map[lb.ServiceName]*lb.Service
+	objects   map[lb.Object][]lb.ServiceName // the names in desired
+
+	// dirty is what may differ from the kernel, since when. A name that is not in
+	// desired is to be deleted.
+	dirty map[lb.ServiceName]time.Time
+	// waiting are those of dirty that failed: they wait for retryAt.
+	waiting map[lb.ServiceName]setback
+	// invalid are Services that cannot be compiled. They are not dirty: only a
+	// change helps.
+	invalid map[lb.ServiceName]error
+
+	full    bool // everything is to be put, and the rest to go
+	retryAt time.Time
+	backoff time.Duration // 0 when nothing is waiting
+}
+
+// setback is a failed attempt.
+type setback struct {
+	err error
+	own bool // concerns this Service only
+}
+
+func newLedger(algorithm string) ledger {
+	return ledger{
+		algorithm: algorithm,
+		desired:   map[lb.ServiceName]*lb.Service{},
+		objects:   map[lb.Object][]lb.ServiceName{},
+		dirty:     map[lb.ServiceName]time.Time{},
+		waiting:   map[lb.ServiceName]setback{},
+		invalid:   map[lb.ServiceName]error{},
+	}
+}
+
+// note enters changes that came in at since. full says that they are everything.
+func (l *ledger) note(changes []lb.Change, full bool, since time.Time) {
+	if full {
+		l.full = true
+		l.retryAt = time.Time{}
+		named := map[lb.Object]bool{}
+		for _, ch := range changes {
+			named[ch.Object] = true
+		}
+		for _, obj := range slices.Collect(maps.Keys(l.objects)) {
+			if !named[obj] {
+				l.noteOne(lb.Change{Object: obj}, since)
+			}
+		}
+	}
+	for _, ch := range changes {
+		l.noteOne(ch, since)
+	}
+}
+
+// noteOne enters the present state of one object.
+func (l *ledger) noteOne(ch lb.Change, since time.Time) {
+	present := make(map[lb.ServiceName]bool, len(ch.Services))
+	names := make([]lb.ServiceName, 0, len(ch.Services))
+	for _, svc := range ch.Services {
+		names = append(names, svc.Name)
+		present[svc.Name] = true
+		if l.desired[svc.Name] != svc { // a Service never changes after it was published
+			l.desired[svc.Name] = svc
+			l.mark(svc.Name, since)
+		}
+	}
+	for _, name := range l.objects[ch.Object] {
+		if !present[name] {
+			delete(l.desired, name)
+			l.mark(name, since)
+		}
+	}
+	if len(names) == 0 {
+		delete(l.objects, ch.Object)
+		return
+	}
+	l.objects[ch.Object] = names
+}
+
+// mark makes name due at once.
+func (l *ledger) mark(name lb.ServiceName, since time.Time) {
+	if _, ok := l.dirty[name]; !ok {
+		l.dirty[name] = since
+	}
+	delete(l.waiting, name)
+	delete(l.invalid, name)
+}
+
+// setAlgorithm makes every Service due that has no algorithm of its own.
+func (l *ledger) setAlgorithm(algorithm string, since time.Time) {
+	if l.algorithm == algorithm {
+		return
+	}
+	l.algorithm = algorithm
+	for name, svc := range l.desired {
+		if svc.Algorithm == "" {
+			l.mark(name, since)
+		}
+	}
+}
+
+// retryTime returns when the next attempt is due, if anything waits for one.
+func (l *ledger) retryTime() (time.Time, bool) {
+	return l.retryAt, len(l.waiting) > 0 || l.full && !l.retryAt.IsZero()
+}
+
+// plan is one attempt.
+type plan struct {
+	at      time.Time
+	delta   dataplane.Delta
+	retries bool // has names that failed before
+	work    bool // there is something to do
+	invalid map[lb.ServiceName]error
+}
+
+// plan returns what is due at now. applied is what the dataplane has: in a full
+// delta it stands in for Services that cannot be compiled.
+func (l *ledger) plan(now time.Time, applied map[lb.ServiceName]*dataplane.Service) plan {
+	p := plan{at: now, invalid: map[lb.ServiceName]error{}}
+	due := !now.Before(l.retryAt)
+	if l.full {
+		// Nothing is sure before the first full Sync, so changes wait with it.
+		if due {
+			l.planFull(&p, applied)
+		}
+		return p
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(l.dirty), lb.ServiceName.Compare) {
+		if _, waits := l.waiting[name]; waits {
+			if !due {
+				continue
+			}
+			p.retries = true
+		}
+		if l.desired[name] == nil {
+			p.delta.Delete = append(p.delta.Delete, name)
+		} else if svc := l.compile(&p, name); svc != nil {
+			p.delta.Put = append(p.delta.Put, svc)
+		}
+	}
+	p.work = len(p.delta.Put)+len(p.delta.Delete) > 0
+	return p
+}
+
+func (l *ledger) planFull(p *plan, applied map[lb.ServiceName]*dataplane.Service) {
+	p.work, p.delta.Full, p.retries = true, true, len(l.waiting) > 0
+	for _, name := range slices.SortedFunc(maps.Keys(l.desired), lb.ServiceName.Compare) {
+		svc := l.compile(p, name)
+		if svc == nil {
+			svc = applied[name]
+		}
+		if svc != nil {
+			p.delta.Put = append(p.delta.Put, svc)
+		}
+	}
+}
+
+// compile returns nil for a Service that cannot be compiled, and notes why.
+func (l *ledger) compile(p *plan, name lb.ServiceName) *dataplane.Service {
+	svc, err := Compile(l.desired[name], l.algorithm)
+	if err != nil {
+		delete(l.dirty, name)
+		delete(l.waiting, name)
+		l.invalid[name], p.invalid[name] = err, err
+		return nil
+	}
+	return svc
+}
+
+// outcome is what an attempt achieved.
+type outcome struct {
+	put   []*dataplane.Service
+	gone  []lb.ServiceName
+	since []time.Time // when the changes came in that are now in the kernel
+}
+
+// settle enters the result of p: failed for single Services, whole for all.
+func (l *ledger) settle(p plan, failed map[lb.ServiceName]error, whole error, now time.Time) outcome {
+	var out outcome
+	gone := p.delta.Delete
+	if p.delta.Full {
+		for name := range l.dirty {
+			if l.desired[name] == nil {
+				gone = append(gone, name)
+			}
+		}
+	}
+	for _, svc := range p.delta.Put {
+		if l.settleOne(svc.Name, failed, whole, now, &out) {
+			out.put = append(out.put, svc)
+		}
+	}
+	for _, name := range gone {
+		if l.settleOne(name, failed, whole, now, &out) {
+			out.gone = append(out.gone, name)
+		}
+	}
+	for name, err := range failed { // what a full Sync found and could not remove
+		if _, known := l.dirty[name]; !known && l.invalid[name] == nil {
+			l.dirty[name], l.waiting[name] = now, setback{err, true}
+		}
+	}
+	l.full = l.full && whole != nil
+	l.schedule(p.retries, len(out.gone) > 0, now)
+	return out
+}
+
+// settleOne enters the result for one name and tells whether it was applied.
+func (l *ledger) settleOne(
+	name lb.ServiceName, failed map[lb.ServiceName]error, whole error, now time.Time, out *outcome,
+) bool {
+	since, dirty := l.dirty[name]
+	own, ok := failed[name]
+	if ok || whole != nil {
+		if l.invalid[name] == nil {
+			if !dirty {
+				l.dirty[name] = now
+			}
+			l.waiting[name] = setback{err: cmp.Or(own, whole), own: ok}
+		}
+		return false
+	}
+	if dirty {
+		out.since = append(out.since, since)
+	}
+	delete(l.dirty, name)
+	delete(l.waiting, name)
+	return true
+}
+
+// schedule sets the time of the next attempt. What a deleted Service left behind
+// may be what another one waits for, so then that is tried at once.
+func (l *ledger) schedule(retried, freed bool, now time.Time) {
+	switch {
+	case len(l.waiting) == 0 && !l.full:
+		l.backoff, l.retryAt = 0, time.Time{}
+	case l.backoff == 0 || retried || l.full || !l.retryAt.After(now):
+		l.backoff = min(max(2*l.backoff, minBackoff), maxBackoff)
+		l.retryAt = now.Add(l.backoff)
+	}
+	if freed && !l.full && len(l.waiting) > 0 {
+		l.retryAt = now
+	}
+}
+
+// forget drops from told every name that is neither waiting nor invalid, so that
+// its next failure is reported again.
+func (l *ledger) forget(told map[lb.ServiceName]string) {
+	for name := range told {
+		if _, waits := l.waiting[name]; !waits && l.invalid[name] == nil {
+			delete(told, name)
+		}
+	}
+}
+
+// failures returns why Services are not what they should be.
+func (l *ledger) failures() map[lb.ServiceName]error {
+	if len(l.waiting)+len(l.invalid) == 0 {
+		return nil
+	}
+	out := maps.Clone(l.invalid)
+	for name, s := range l.waiting {
+		out[name] = s.err
+	}
+	return out
+}
+
+// queuedSince returns when the oldest change came in that is not applied for a
+// reason other than itself, or zero. If every Service fails, the reason is not
+// the Services.
+func (l *ledger) queuedSince() time.Time {
+	own := 0
+	for _, s := range l.waiting {
+		if s.own {
+			own++
+		}
+	}
+	all := own > 0 && own >= len(l.desired)
+	var oldest time.Time
+	for name, since := range l.dirty {
+		if !all && l.waiting[name].own {
+			continue
+		}
+		if oldest.IsZero() || since.Before(oldest) {
+			oldest = since
+		}
+	}
+	return oldest
+}

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dptest is the contract of a dataplane, as tests: the same rows run on
+// the fake and on every real one, which brings a Harness.
+package dptest
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// Origin is where a connection comes from.
+type Origin string
+
+// The origins.
+const (
+	PodHooked   Origin = "hooked pod"   // on the node, translated at connect()
+	PodUnhooked Origin = "unhooked pod" // on the node, on the packet path
+	Node        Origin = "node"         // a process of the node
+	Outside     Origin = "outside"      // another machine, no pod
+	Self        Origin = "backend 0"    // Addresses.Backends[0], on the packet path if it can be
+)
+
+// Verdict is what the caller got.
+type Verdict string
+
+// The verdicts. Mixed is for a Flow whose attempts had different ones.
+const (
+	OK        Verdict = "ok"
+	Refused   Verdict = "refused"   // at once: connection refused, also for UDP
+	Dropped   Verdict = "dropped"   // neither an answer nor a refusal
+	Untouched Verdict = "untouched" // no Service's business, if a harness can tell
+	Mixed     Verdict = "mixed"
+)
+
+// Flow is N connections (UDP: exchanges), each from a fresh socket.
+type Flow struct {
+	From  Origin
+	To    netip.AddrPort
+	Proto lb.Proto
+	N     int
+}
+
+// String names the flow in test output.
+func (f Flow) String() string {
+	return fmt.Sprintf("%d from %s to %s/%s", f.N, f.From, f.To, f.Proto)
+}
+
+// Outcome is what became of a Flow.
+type Outcome struct {
+	Verdict  Verdict
+	Backends map[netip.AddrPort]int // which backend answered how often
+	Seen     []netip.Addr           // the source addresses that backends saw
+	Peer     netip.AddrPort         // whom the client believes it talks to (getpeername, recvfrom)
+}
+
+// Backend is a pod that answers.
+type Backend struct {
+	V4, V6 netip.Addr
+	Local  bool // on the node
+}
+
+// Addresses describe the network of a Harness.
+type Addresses struct {
+	Backends     []Backend // at least three local ones, those first
+	Ports        [2]uint16 // at both of which every backend answers, TCP and UDP
+	Node         []netip.Addr
+	ServiceVIPs  []netip.Prefix // for cluster IPs: one of each family, 256 addresses or more
+	ExternalVIPs []netip.Prefix // for load balancer and external IPs, as ServiceVIPs
+	Sources      map[Origin][]netip.Addr
+}
+
+// Feature is something that not every Harness can do. Each Origin is one, too.
+type Feature string
+
+// The features.
+const (
+	FeatureIPv4       Feature = "IPv4"
+	FeatureIPv6       Feature = "IPv6"
+	FeatureTCP        Feature = "TCP"
+	FeatureUDP        Feature = "UDP"
+	FeatureLocalhost4 Feature = "node ports on 127.0.0.1"
+	FeatureLocalhost6 Feature = "node ports on ::1"
+	FeatureRemote     Feature = "a backend on another node"
+	FeatureSeen       Feature = "knows the source that backends saw"
+	FeaturePeer       Feature = "knows the client's peer"
+	FeatureWrites     Feature = "counts writes"      // the Dataplane is a WriteCounter
+	FeatureFaults     Feature = "fails as told"      // the Dataplane is a Faulter
+	FeatureExactTurns Feature = "exact round-robin"  // else: each backend is reached
+	FeatureDrop       Feature = "drop is not refuse" // else: a drop may look like a refusal
+)
+
+// WriteCounter is implemented by a Dataplane that counts its writes to the kernel.
+type WriteCounter interface{ Writes() uint64 }
+
+// Faulter is implemented by a Dataplane that can fail for one Service, until err
+// is nil.
+type Faulter interface {
+	FailService(name lb.ServiceName, err error)
+}
+
+// Harness connects the suite with a dataplane and a network.
+type Harness interface {
+	// Dataplane returns an empty Dataplane, which ends with t. There is one at a
+	// time.
+	Dataplane(t *testing.T) dataplane.Dataplane
+	// Addrs describes the network. It is always the same.
+	Addrs() Addresses
+	// Try makes the attempts of f, one after the other.
+	Try(t *testing.T, f Flow) Outcome
+	// Supports tells whether rows that need a feature can run.
+	Supports(f Feature) bool
+}
+
+// Run runs the whole contract. What the Harness does not support is skipped, and
+// listed at the end.
+func Run(t *testing.T, h Harness) {
+	s := &suite{h: h, addrs: h.Addrs(), skipped: map[Feature]int{}}
+	defer s.report(t)
+	for _, proto := range []lb.Proto{lb.TCP, lb.UDP} {
+		for _, fam := range []lb.Family{lb.IPv4, lb.IPv6} {
+			t.Run(fmt.Sprintf("%s over %s", proto, fam), func(t *testing.T) {
+				s.need(t, Feature(proto.String()), Feature(fam.String()))
+				t.Run("reach", func(t *testing.T) { runReach(t, s.env(proto, fam)) })
+				t.Run("change", func(t *testing.T) { runChange(t, s.env(proto, fam)) })
+				t.Run("balance", func(t *testing.T) { runBalance(t, s.env(proto, fam)) })
+				t.Run("contract", func(t *testing.T) { runContract(t, s.env(proto, fam)) })
+			})
+		}
+	}
+}
+
+// suite is what all rows share.
+type suite struct {
+	h     Harness
+	addrs Addresses
+
+	mu      sync.Mutex
+	skipped map[Feature]int
+}
+
+// need skips the test, and counts that, if a feature is missing.
+func (s *suite) need(t *testing.T, features ...Feature) {
+	t.Helper()
+	for _, f := range features {
+		if s.h.Supports(f) {
+			continue
+		}
+		s.mu.Lock()
+		s.skipped[f]++
+		s.mu.Unlock()
+		t.Skipf("the harness does not support: %s", f)
+	}
+}
+
+func (s *suite) report(t *testing.T) {
+	for _, f := range slices.Sorted(maps.Keys(s.skipped)) {
+		t.Logf("not covered, the harness does not support %q: %d rows", f, s.skipped[f])
+	}
+}
+
+// env is one section: a protocol, a family, and a Dataplane.
+type env struct {
+	*suite
+	proto lb.Proto
+	fam   lb.Family
+	dp    dataplane.Dataplane
+	vips  map[netip.Prefix]netip.Addr // the last one given out
+	ports uint16                      // the last node port given out
+}
+
+func (s *suite) env(proto lb.Proto, fam lb.Family) *env {
+	return &env{suite: s, proto: proto, fam: fam, vips: map[netip.Prefix]netip.Addr{}, ports: 30500}
+}
+
+// sync applies d, which must succeed.
+func (e *env) sync(t *testing.T, d dataplane.Delta) {
+	t.Helper()
+	if err := e.dp.Sync(t.Context(), d); err != nil {
+		t.Fatalf("sync: %v", err)
+	}
+}
+
+// put applies svcs, which must succeed.
+func (e *env) put(t *testing.T, svcs ...*dataplane.Service) {
+	t.Helper()
+	e.sync(t, dataplane.Delta{Put: svcs})
+}
+
+// try makes n attempts.
+func (e *env) try(t *testing.T, from Origin, to netip.AddrPort, n int) (Flow, Outcome) {
+	t.Helper()
+	f := Flow{From: from, To: to, Proto: e.proto, N: n}
+	return f, e.h.Try(t, f)
+}
+
+// reaches fails unless to is answered by exactly the backends want.
+func (e *env) reaches(t *testing.T, from Origin, to netip.AddrPort, want ...lb.Backend) Outcome {
+	t.Helper()
+	f, got := e.try(t, from, to, 2*len(want))
+	addrs := map[netip.AddrPort]bool{}
+	for _, be := range want {
+		addrs[be.Addr] = true
+	}
+	if got.Verdict != OK {
+		t.Errorf("%s: %s, want ok", f, got.Verdict)
+		return got
+	}
+	for be := range got.Backends {
+		if !addrs[be] {
+			t.Errorf("%s: %s answered, want only %v", f, be, slices.Collect(maps.Keys(addrs)))
+		}
+	}
+	for be := range addrs {
+		if got.Backends[be] == 0 {
+			t.Errorf("%s: %s never answered: %v", f, be, got.Backends)
+		}
+	}
+	if e.h.Supports(FeaturePeer) && got.Peer != to {
+		t.Errorf("%s: the client's peer is %s", f, got.Peer)
+	}
+	return got
+}
+
+// fails fails unless the caller gets verdict want.
+func (e *env) fails(t *testing.T, from Origin, to netip.AddrPort, want Verdict) {
+	t.Helper()
+	f, got := e.try(t, from, to, 1)
+	switch {
+	case got.Verdict == want:
+	case want == Untouched && (got.Verdict == Dropped || got.Verdict == Refused):
+		// On a real network nobody has that address, or nobody listens.
+	case want == Dropped && got.Verdict == Refused && !e.h.Supports(FeatureDrop):
+	default:
+		t.Errorf("%s: %s by %v, want %s", f, got.Verdict, got.Backends, want)
+	}
+}

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build root
+
+package ebpf
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lab"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// vips of one Service, by family.
+var vips = map[lb.Family]string{lb.IPv4: "172.32.0.9:80", lb.IPv6: "[fd00:32::9]:80"}
+
+// serveVIPs programs a load balancer IP of each family for proto.
+func (r *rig) serveVIPs(proto lb.Proto, hosts ...string) {
+	r.t.Helper()
+	var d dataplane.Delta
+	for f, vip := range vips {
+		d.Put = append(d.Put, r.svc("web", f, proto, "round-robin", r.pods(f, hosts...),
+			frontend(lb.LoadBalancer, proto, vip, lb.MasqueradeAlways)))
+	}
+	r.sync(d)
+}
+
+// setMTU sets the MTU of one end of a link only, so that TCP does not learn of
+// it from the segment size that the other end announces.
+func (r *rig) setMTU(host, device string, mtu int) {
+	r.t.Helper()
+	err := r.lab.Host(host).Do(func() error {
+		l, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMTU(l, mtu)
+	})
+	if err != nil {
+		r.t.Fatalf("set MTU of %s in %s: %v", device, host, err)
+	}
+}
+
+// open opens a connection that is kept.
+func (r *rig) open(from, proto, to string) *lab.Conn {
+	r.t.Helper()
+	c, res := r.lab.Host(from).Open(r.t.Context(), lab.Request{Proto: proto, To: netip.MustParseAddrPort(to)})
+	if res.Kind != lab.OK {
+		r.t.Fatalf("open %s from %s to %s: %s %s", proto, from, to, res.Kind, res.Err)
+	}
+	return c
+}
+
+func (r *rig) ping(c *lab.Conn, what string) {
+	r.t.Helper()
+	if err := c.Ping(r.t.Context()); err != nil {
+		r.t.Errorf("%s: %v", what, err)
+	}
+}
+
+// TestPathMTU sends a megabyte each way through a VIP over a link in the middle
+// that is narrower than both ends: only translated ICMP errors get it through.
+func TestPathMTU(t *testing.T) {
+	for _, tc := range []struct{ name, backend, host, device, from string }{
+		{"the next node reports it", "remote1", lab.Node2, "v-remote1", lab.Outside},
+		{"the next node reports it to a pod", "remote1", lab.Node2, "v-remote1", "client2"},
+		{"this node reports it", "backend1", lab.Node, "v-backend1", lab.Outside},
+		{"this node reports it to a pod", "backend1", lab.Node, "v-backend1", "client2"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newRig(t, nil)
+			r.serveVIPs(lb.TCP, tc.backend)
+			r.setMTU(tc.host, tc.device, 1300)
+			for f, vip := range vips {
+				c := r.open(tc.from, lab.TCP, vip)
+				if err := c.Bulk(t.Context(), 1<<20); err != nil {
+					t.Errorf("%s: %v", f, err)
+				}
+			}
+		})
+	}
+}
+
+// TestPathMTUTowardsClient narrows the client's link: the error concerns the
+// backend's packets, quotes the VIP, and has to reach the backend.
+func TestPathMTUTowardsClient(t *testing.T) {
+	r := newRig(t, nil)
+	r.serveVIPs(lb.TCP, "remote1")
+	r.setMTU(lab.Node, "v-client2", 1300)
+	for f, vip := range vips {
+		c := r.open("client2", lab.TCP, vip)
+		if err := c.Bulk(t.Context(), 1<<20); err != nil {
+			t.Errorf("%s: %v", f, err)
+		}
+	}
+}
+
+// TestFragments sends datagrams that do not fit a packet, both ways.
+func TestFragments(t *testing.T) {
+	r := newRig(t, nil)
+	r.serveVIPs(lb.UDP, "backend1", "remote1")
+	payload := bytes.Repeat([]byte("fragment"), 1000)
+	for f, vip := range vips {
+		for _, from := range []string{lab.Outside, "client2", "client1"} {
+			req := lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort(vip), Payload: payload, Connected: true}
+			got, rs := r.dial(from, req, 4)
+			if got["backend1"] != 2 || got["remote1"] != 2 {
+				t.Errorf("%s from %s: %v %s, want 2 answers of each", f, from, got, rs[0].Err)
+			}
+		}
+	}
+}
+
+// TestSamePortToTwoVIPs opens two connections from one source port to two VIPs
+// that have the same backend: behind the VIP they would be one.
+func TestSamePortToTwoVIPs(t *testing.T) {
+	r := newRig(t, nil)
+	to := []string{"10.96.0.1:80", "10.96.0.2:80", "10.96.0.3:80"}
+	var d dataplane.Delta
+	for _, vip := range to {
+		d.Put = append(d.Put, r.svc("s"+vip[7:8], lb.IPv4, lb.TCP, "random", r.pods(lb.IPv4, "backend1"),
+			frontend(lb.ClusterIP, lb.TCP, vip, lb.MasqueradeOffCluster)))
+	}
+	r.sync(d)
+	var conns []*lab.Conn
+	for _, vip := range to {
+		c, res := r.lab.Host("client2").Open(t.Context(), lab.Request{
+			Proto: lab.TCP,
+			To:    netip.MustParseAddrPort(vip),
+			From:  netip.AddrPortFrom(r.lab.Host("client2").Addr4, 40001),
+		})
+		if res.Kind != lab.OK {
+			t.Fatalf("open %s: %s %s", vip, res.Kind, res.Err)
+		}
+		if res.Seen.Addr() != r.lab.Host("client2").Addr4 {
+			t.Errorf("%s: the backend saw %s, want the client's address", vip, res.Seen)
+		}
+		conns = append(conns, c)
+	}
+	for i, c := range conns {
+		r.ping(c, to[i])
+	}
+}
+
+// TestMappedSocket connects an IPv6 socket to an IPv4 VIP.
+func TestMappedSocket(t *testing.T) {
+	r := newRig(t, nil)
+	r.serveVIPs(lb.TCP, "backend1")
+	r.serveVIPs(lb.UDP, "backend1")
+	for _, req := range []lab.Request{
+		{Proto: lab.TCP},
+		{Proto: lab.UDP},
+		{Proto: lab.UDP, Connected: true},
+	} {
+		req.To, req.MappedV6 = netip.MustParseAddrPort(vips[lb.IPv4]), true
+		got, rs := r.dial("client1", req, 3)
+		if got["backend1"] != 3 || rs[0].Peer != req.To {
+			t.Errorf("%s connected=%t: %v %s, peer %s", req.Proto, req.Connected, got, rs[0].Err, rs[0].Peer)
+		}
+	}
+}
+
+// TestUDPFlowKeepsItsBackend exchanges on one socket that does not connect: one
+// backend answers while it is there, another one after that.
+func TestUDPFlowKeepsItsBackend(t *testing.T) {
+	r := newRig(t, nil)
+	r.serveVIPs(lb.UDP, "backend1", "backend2", "backend3")
+	to := netip.MustParseAddrPort(vips[lb.IPv4])
+	for _, from := range []string{"client1", "client2"} {
+		sock, err := r.lab.Host(from).OpenUDP(t.Context(), lab.Request{To: to})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := r.exchange(sock, to)
+		for range 5 {
+			if again := r.exchange(sock, to); again != first {
+				t.Errorf("from %s: %s answered after %s", from, again, first)
+			}
+		}
+		rest := without([]string{"backend1", "backend2", "backend3"}, first)
+		r.serveVIPs(lb.UDP, rest...)
+		if next := r.exchange(sock, to); next == first {
+			t.Errorf("from %s: %s answered after it was removed", from, next)
+		}
+		r.serveVIPs(lb.UDP, "backend1", "backend2", "backend3")
+	}
+}
+
+func (r *rig) exchange(s *lab.UDPSocket, to netip.AddrPort) string {
+	r.t.Helper()
+	res := s.Exchange(r.t.Context(), to, nil)
+	if res.Kind != lab.OK || res.Peer != to {
+		r.t.Errorf("exchange with %s: %s %s, from %s", to, res.Kind, res.Err, res.Peer)
+	}
+	return res.Backend
+}
+
+func without(names []string, name string) (rest []string) {
+	for _, n := range names {
+		if n != name {
+			rest = append(rest, n)
+		}
+	}
+	return rest
+}
+
+// TestDevicesComeAndGo makes and removes many devices while traffic flows.
+func TestDevicesComeAndGo(t *testing.T) {
+	const pairs = 500
+	r := newRig(t, nil)
+	r.serveVIPs(lb.TCP, "backend1", "backend2")
+	r.onNode(func() error { return eachPair(pairs, netlink.LinkAdd) })
+	c := r.open(lab.Outside, lab.TCP, vips[lb.IPv4])
+	r.eventually("every device is served", func() bool { return r.devices() > 2*pairs })
+	r.ping(c, "with a thousand devices")
+	r.onNode(func() error { return eachPair(pairs, netlink.LinkDel) })
+	r.eventually("no pins of devices that are gone", func() bool { return r.devices() < 20 && r.pins() < 60 })
+	r.ping(c, "after they went")
+	if got, _ := r.dial(lab.Outside, lab.Request{Proto: lab.TCP, To: netip.MustParseAddrPort(vips[lb.IPv4])}, 4); got["backend1"] != 2 {
+		t.Errorf("after they went: %v, want 2 answers of each", got)
+	}
+	h, err := r.lab.AddPod(lab.PodSpec{Name: "late", Node: lab.Node, Unhooked: true,
+		Addr4: netip.MustParseAddr("10.244.1.77"), Addr6: netip.MustParseAddr("fd00:10:244:1::77")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("a pod that comes later is served", func() bool {
+		return h.Dial(t.Context(), lab.Request{Proto: lab.TCP, To: netip.MustParseAddrPort(vips[lb.IPv4]), Timeout: 100 * time.Millisecond}).Kind == lab.OK
+	})
+}
+
+func eachPair(n int, f func(netlink.Link) error) error {
+	for i := range n {
+		name := "many" + string(rune('a'+i/26/26%26)) + string(rune('a'+i/26%26)) + string(rune('a'+i%26))
+		err := f(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "p" + name})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestOpenRefuses names what is wrong when the Dataplane cannot run.
+func TestOpenRefuses(t *testing.T) {
+	r := newRig(t, nil)
+	for _, tc := range []struct {
+		name string
+		edit func(*Options)
+		want error
+	}{
+		{"a second agent", func(*Options) {}, ErrRunning},
+		{"no cgroup v2", func(o *Options) { o.CgroupRoot = t.TempDir() }, errAny},
+		{"a directory that is not there", func(o *Options) { o.CgroupRoot = "/nowhere" }, errAny},
+		{"no bpffs", func(o *Options) { o.BPFFS = t.TempDir() }, errAny},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o := r.opts
+			tc.edit(&o)
+			r.onNode(func() error {
+				d, err := Open(o)
+				switch {
+				case err == nil:
+					t.Error("opened")
+					return d.Close()
+				case tc.want != errAny && !errors.Is(err, tc.want):
+					t.Errorf("error %v, want %v", err, tc.want)
+				}
+				t.Log(err)
+				return nil
+			})
+		})
+	}
+	r.serveVIPs(lb.TCP, "backend1")
+	if got, _ := r.dial("client1", lab.Request{Proto: lab.TCP, To: netip.MustParseAddrPort(vips[lb.IPv4])}, 2); got["backend1"] != 2 {
+		t.Errorf("after that: %v, want 2 answers", got)
+	}
+}
+
+var errAny = errors.New("any error")
+
+// onNode runs f in the node's network namespace.
+func (r *rig) onNode(f func() error) {
+	r.t.Helper()
+	if err := r.lab.Host(lab.Node).Do(f); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// held keeps pinging a connection and dialling until stop, and reports what
+// failed.
+func (r *rig) held(ctx context.Context, from, proto, to string) <-chan error {
+	failed := make(chan error, 1)
+	c := r.open(from, proto, to)
+	go func() {
+		defer close(failed)
+		for ctx.Err() == nil {
+			if err := c.Ping(r.t.Context()); err != nil {
+				failed <- err
+				return
+			}
+			res := r.lab.Host(from).Dial(r.t.Context(), lab.Request{Proto: proto, To: netip.MustParseAddrPort(to)})
+			if res.Kind != lab.OK {
+				failed <- errors.New("dial: " + string(res.Kind) + " " + res.Err)
+				return
+			}
+		}
+	}()
+	return failed
+}

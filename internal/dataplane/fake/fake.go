@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fake is a Dataplane in memory. It keeps its state in the pieces a kernel
+// has (backends, tables, frontends), writes them one by one in the order in which
+// a kernel commits them, and can fail any write.
+package fake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/lbproxy/lbproxy/internal/algo"
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// ErrInjected is wrapped by the error of every write that was made to fail.
+var ErrInjected = errors.New("injected failure")
+
+// The kinds of Write.
+const (
+	WriteBackend  = "backend"
+	WriteTable    = "table"
+	WriteFrontend = "frontend" // also its removal; this is the commit
+)
+
+// Write is one write to the pretended kernel.
+type Write struct {
+	Service lb.ServiceName
+	Kind    string
+	Key     string
+}
+
+// Options describe a fake. The zero value has no node address and never fails.
+type Options struct {
+	Nodes     []netip.Addr   // where NodePorts answer; loopback is one only if it is here
+	Pods      []netip.Prefix // the cluster's pod ranges
+	FailEvery int            // each so many writes one fails; 0 is never
+	Rand      func() uint32  // for picks; nil is a fixed sequence
+	OnWrite   func(Write)    // called after each write that succeeded, without locks
+}
+
+// Dataplane is the fake. All methods may be called from any goroutine, but Sync
+// from one at a time.
+type Dataplane struct {
+	opts Options
+
+	mu        sync.Mutex
+	failEvery int
+	failing   map[lb.ServiceName]error
+	down      error
+	writes    uint64
+	syncs     uint64
+	services  map[lb.ServiceName]*dataplane.Service
+	installed map[lb.ServiceName]regions
+	records   map[lb.FrontendKey]record
+	seq       map[counter]uint32
+	opened    map[connections]uint64
+	drops     map[string]uint64
+}
+
+// region is a pool in the kernel: it is filled before a record points at it, and
+// never changed after that.
+type region struct {
+	backends []lb.Backend
+	table    algo.Table
+	empty    lb.Verdict
+}
+
+type regions struct{ cluster, local *region }
+
+// record is what a frontend's key leads to.
+type record struct {
+	frontend lb.Frontend
+	owner    lb.ServiceName
+	regions  regions
+}
+
+// New returns an empty Dataplane.
+func New(o Options) *Dataplane {
+	if o.Rand == nil {
+		state := uint32(1)
+		o.Rand = func() uint32 { // Marsaglia's xorshift
+			state ^= state << 13
+			state ^= state >> 17
+			state ^= state << 5
+			return state
+		}
+	}
+	return &Dataplane{
+		opts:      o,
+		failEvery: o.FailEvery,
+		failing:   map[lb.ServiceName]error{},
+		services:  map[lb.ServiceName]*dataplane.Service{},
+		installed: map[lb.ServiceName]regions{},
+		records:   map[lb.FrontendKey]record{},
+		seq:       map[counter]uint32{},
+		opened:    map[connections]uint64{},
+		drops:     map[string]uint64{},
+	}
+}
+
+// SetFailEvery changes Options.FailEvery.
+func (d *Dataplane) SetFailEvery(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failEvery = n
+}
+
+// FailService makes every write for name fail with err, until err is nil.
+func (d *Dataplane) FailService(name lb.ServiceName, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		delete(d.failing, name)
+		return
+	}
+	d.failing[name] = err
+}
+
+// SetDown makes Sync return err and do nothing, until err is nil.
+func (d *Dataplane) SetDown(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.down = err
+}
+
+// Writes returns how many writes were tried.
+func (d *Dataplane) Writes() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.writes
+}
+
+// Syncs returns how often Sync was called.
+func (d *Dataplane) Syncs() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.syncs
+}
+
+// Services returns what is in effect.
+func (d *Dataplane) Services() map[lb.ServiceName]*dataplane.Service {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.services)
+}
+
+// Sync implements dataplane.Dataplane. What is put comes before what is deleted,
+// so that a frontend that moves from one Service to another never stops to answer.
+func (d *Dataplane) Sync(ctx context.Context, delta dataplane.Delta) error {
+	if err := d.begin(ctx); err != nil {
+		return err
+	}
+	next := make(map[lb.ServiceName]*dataplane.Service, len(delta.Put))
+	for _, svc := range delta.Put {
+		next[svc.Name] = svc
+	}
+	gone := d.gone(delta, next)
+	var failed dataplane.SyncError
+	for _, svc := range delta.Put {
+		if err := d.put(svc, next, gone); err != nil {
+			failed.Fail(svc.Name, err)
+		}
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(gone), lb.ServiceName.Compare) {
+		if err := d.remove(name); err != nil {
+			failed.Fail(name, err)
+		}
+	}
+	return failed.OrNil()
+}
+
+func (d *Dataplane) begin(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.syncs++
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	return d.down
+}
+
+// gone returns the names that delta takes away.
+func (d *Dataplane) gone(
+	delta dataplane.Delta, next map[lb.ServiceName]*dataplane.Service,
+) map[lb.ServiceName]bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	gone := map[lb.ServiceName]bool{}
+	for _, name := range delta.Delete {
+		gone[name] = true
+	}
+	if delta.Full {
+		for name := range d.services {
+			gone[name] = true
+		}
+	}
+	for name := range next {
+		delete(gone, name)
+	}
+	return gone
+}
+
+// write makes one write, unless it is to fail. apply runs under the lock.
+func (d *Dataplane) write(w Write, apply func()) error {
+	d.mu.Lock()
+	d.writes++
+	err := d.failing[w.Service]
+	if err == nil && d.failEvery > 0 && d.writes%uint64(d.failEvery) == 0 {
+		err = ErrInjected
+	}
+	if err == nil {
+		apply()
+	}
+	d.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", w.Kind, w.Key, err)
+	}
+	if d.opts.OnWrite != nil {
+		d.opts.OnWrite(w)
+	}
+	return nil
+}
