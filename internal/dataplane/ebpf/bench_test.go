@@ -276,12 +276,13 @@ func BenchmarkEstablished(b *testing.B) {
 			{family: lb.IPv6, proto: lb.TCP, hook: lbHookHOOK_EGRESS, snat: true},
 		} {
 			c.flows = flows
+			r.fill(c)
 			b.Run(fmt.Sprintf("flows=%d/%s", flows, c), func(b *testing.B) {
 				r.b = b
-				r.fill(c)
-				defer r.clear()
 				r.report(b, c.program(r.d), c.frame(0, tcpACK))
 			})
+			r.b = b
+			r.clear()
 		}
 	}
 }
@@ -353,9 +354,9 @@ func BenchmarkNewConnection(b *testing.B) {
 		if c.snat {
 			masq, c.snat = lb.MasqueradeAlways, false
 		}
+		r.addChain(c, masq)
 		b.Run(name, func(b *testing.B) {
 			r.b = b
-			r.addChain(c, masq)
 			total := 0.0
 			passes := max(1, b.N/newChain)
 			for range passes {

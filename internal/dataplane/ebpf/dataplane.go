@@ -65,6 +65,8 @@ type Dataplane struct {
 	progs programs
 	wake  chan struct{} // capacity 1: something was retired
 
+	reclaiming sync.Mutex // held while a grace period passes
+
 	mu         sync.Mutex // guards everything below
 	services   map[lb.ServiceName]*service
 	frontends  map[lbFrontendKey]lbFrontend
@@ -80,13 +82,29 @@ type Dataplane struct {
 // Open adopts what an earlier agent left below opts.BPFFS, or creates it, and
 // attaches the socket programs. Nothing that was served before is interrupted.
 // It returns an error that wraps ErrRunning if another process has it open.
-func Open(opts Options) (_ *Dataplane, err error) {
+func Open(opts Options) (*Dataplane, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("the eBPF dataplane needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")
 	}
-	if opts, err = opts.orDefault(); err != nil {
+	opts, err := opts.orDefault()
+	if err != nil {
 		return nil, err
 	}
+	d, err := openState(opts)
+	if err != nil {
+		return nil, err
+	}
+	if d.progs, err = loadPrograms(d.maps); err == nil {
+		err = d.attachCgroup()
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// openState takes the locks and adopts or creates the tables.
+func openState(opts Options) (_ *Dataplane, err error) {
 	if err := requireFilesystems(opts); err != nil {
 		return nil, err
 	}
@@ -105,13 +123,7 @@ func Open(opts Options) (_ *Dataplane, err error) {
 	if err := d.restore(); err != nil {
 		return nil, err
 	}
-	if err := d.syncPodRanges(); err != nil {
-		return nil, err
-	}
-	if d.progs, err = loadPrograms(d.maps); err != nil {
-		return nil, err
-	}
-	return d, d.attachCgroup()
+	return d, d.syncPodRanges()
 }
 
 // Run follows the devices and addresses of the calling thread's network

@@ -191,7 +191,7 @@ func readNodeNet() (*nodeNet, error) {
 		return nil, err
 	}
 	for _, l := range links {
-		if a := l.Attrs(); a.Flags&unix.IFF_LOOPBACK == 0 {
+		if a := l.Attrs(); a.RawFlags&unix.IFF_LOOPBACK == 0 {
 			n.devices = append(n.devices, device{a.Index, a.Name, a.EncapType == "ether"})
 		}
 	}

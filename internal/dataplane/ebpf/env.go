@@ -60,6 +60,7 @@ func lockAll(cgroup, bpffs string) (locks []*os.File, err error) {
 			for _, f := range locks {
 				f.Close()
 			}
+			locks = nil
 		}
 	}()
 	pins := filepath.Join(bpffs, "lbproxy")

@@ -132,9 +132,14 @@ func (r *rig) stop() {
 // eventually waits for a condition that another goroutine brings about.
 func (r *rig) eventually(what string, ok func() bool) {
 	r.t.Helper()
+	r.within(10*time.Second, what, ok)
+}
+
+func (r *rig) within(d time.Duration, what string, ok func() bool) {
+	r.t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); <-tick.C {
+	for deadline := time.Now().Add(d); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("never happened: %s", what)
 		}

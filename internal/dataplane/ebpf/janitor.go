@@ -69,6 +69,8 @@ func (d *Dataplane) janitor(ctx context.Context) error {
 // reclaim frees regions and services that were retired before a grace period,
 // and the backends that have left and have no connections.
 func (d *Dataplane) reclaim(ctx context.Context) {
+	d.reclaiming.Lock()
+	defer d.reclaiming.Unlock()
 	d.mu.Lock()
 	batch := d.retired
 	d.retired.services = nil
@@ -98,7 +100,9 @@ func (d *Dataplane) reclaim(ctx context.Context) {
 			d.orphans = append(d.orphans, o)
 			continue
 		}
-		d.serviceIDs.release(o.service.id)
+		if o.service.id != 0 {
+			d.serviceIDs.release(o.service.id)
+		}
 	}
 }
 

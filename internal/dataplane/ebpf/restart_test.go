@@ -136,7 +136,7 @@ func (r *rig) fresh() {
 		}
 	}
 	r.onNode(func() error { _, err := Cleanup(r.opts); return err })
-	r.onNode(func() (err error) { r.dp, err = Open(r.opts); return err })
+	r.onNode(func() (err error) { r.dp, err = openState(r.opts); return err })
 }
 
 func (r *rig) reopen() {
@@ -144,7 +144,7 @@ func (r *rig) reopen() {
 	if err := r.dp.Close(); err != nil {
 		r.t.Fatal(err)
 	}
-	r.onNode(func() (err error) { r.dp, err = Open(r.opts); return err })
+	r.onNode(func() (err error) { r.dp, err = openState(r.opts); return err })
 }
 
 // syncKilledAt applies d up to its n-th write. It returns false if there are

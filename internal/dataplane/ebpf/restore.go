@@ -105,30 +105,24 @@ func (d *Dataplane) restoreBackends(byID map[uint32]*service) {
 		}
 	}
 	var used []uint32
-	lost := map[uint32]*service{}
+	lost := &service{} // takes those whose Service is gone
 	for i := range d.maps.backends {
-		id := uint32(i)
-		if members[id] {
+		id, be := uint32(i), &d.maps.backends[i]
+		switch {
+		case members[id]:
 			d.setState(id, lbBackendStateBACKEND_ACTIVE)
-			used = append(used, id)
+		case be.State == uint8(lbBackendStateBACKEND_FREE):
 			continue
-		}
-		if d.maps.backends[i].State == uint8(lbBackendStateBACKEND_FREE) {
-			continue
+		case byID[be.Service] != nil:
+			d.leave(byID[be.Service], id)
+		default:
+			be.Service = 0
+			d.leave(lost, id)
 		}
 		used = append(used, id)
-		owner := d.maps.backends[i].Service
-		svc := byID[owner]
-		if svc == nil {
-			if svc = lost[owner]; svc == nil {
-				svc = &service{} // its own id was free again at once
-				lost[owner] = svc
-			}
-		}
-		d.leave(svc, id)
 	}
-	for _, svc := range lost {
-		d.orphans = append(d.orphans, orphan{service: svc})
+	if len(lost.leaving) > 0 {
+		d.orphans = append(d.orphans, orphan{service: lost})
 	}
 	d.backendIDs.adopt(used)
 }
