@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// list is something to show, as items for programs and rows for people.
+type list struct {
+	what   string
+	items  any // a slice, not nil
+	header []string
+	rows   [][]string
+}
+
+func (l list) table(w io.Writer) error { return writeTable(w, l.header, l.rows) }
+
+// selectServices returns the Services of a namespace, or all, sorted by name.
+func selectServices(views []dataplane.ServiceView, namespace string) ([]named, error) {
+	var svcs []named
+	for _, v := range views {
+		n, err := lb.ParseServiceName(v.Name)
+		if err != nil {
+			return nil, err
+		}
+		// Programs should find a list where there is one, even an empty one.
+		v.Frontends = append([]dataplane.FrontendView{}, v.Frontends...)
+		v.Backends = append([]dataplane.BackendView{}, v.Backends...)
+		if namespace == "" || n.Namespace == namespace {
+			svcs = append(svcs, named{n, v})
+		}
+	}
+	slices.SortFunc(svcs, func(a, b named) int { return a.Compare(b.ServiceName) })
+	return svcs, nil
+}
+
+// nameHeader and nameCells are the columns that say which Service port it is.
+var nameHeader = []string{"NAMESPACE", "NAME", "PORT", "PROTO", "FAMILY"}
+
+func nameCells(n lb.ServiceName) []string {
+	return []string{n.Namespace, n.Name, orDash(n.Port), n.Proto.String(), n.Family.String()}
+}
+
+func listServices(svcs []named) list {
+	l := list{
+		what:   "services",
+		header: append(slices.Clone(nameHeader), "PICK", "FRONTENDS", "BACKENDS", "LIVE", "OPENED", "FAILED", "REJECTED"),
+	}
+	items := make([]dataplane.ServiceView, 0, len(svcs))
+	for _, s := range svcs {
+		items = append(items, s.ServiceView)
+		active, sum := 0, dataplane.BackendView{}
+		for _, b := range s.Backends {
+			if b.State == "active" {
+				active++
+			}
+			sum.Live += b.Live
+			sum.Opened += b.Opened
+			sum.Failed += b.Failed
+		}
+		l.rows = append(l.rows, append(nameCells(s.ServiceName), orDash(s.Kind), addresses(s.Frontends),
+			strconv.Itoa(active), number(sum.Live), number(sum.Opened), number(sum.Failed), number(s.Rejected)))
+	}
+	l.items = items
+	return l
+}
+
+// maxAddresses is how many frontends a line shows.
+const maxAddresses = 3
+
+// addresses joins frontends for people. A NodePort's address is any of the node's.
+func addresses(fes []dataplane.FrontendView) string {
+	var shown []string
+	for _, fe := range fes {
+		addr, _, _ := strings.Cut(fe.Address, "/")
+		if ap, err := netip.ParseAddrPort(addr); err == nil && ap.Addr().IsUnspecified() {
+			addr = "*:" + strconv.Itoa(int(ap.Port()))
+		}
+		shown = append(shown, addr)
+	}
+	if more := len(shown) - maxAddresses; more > 0 {
+		return fmt.Sprintf("%s + %d more", strings.Join(shown[:maxAddresses], ","), more)
+	}
+	return orDash(strings.Join(shown, ","))
+}
+
+// backendItem is a backend of a Service for programs.
+type backendItem struct {
+	Service string `json:"service"`
+	dataplane.BackendView
+}
+
+// counterHeader and counters are the columns that say how a backend fares.
+var counterHeader = []string{"STATE", "POOLS", "LIVE", "OPENED", "CLOSED", "FAILED", "SHARE"}
+
+func counters(b dataplane.BackendView) []string {
+	return []string{
+		b.State, orDash(b.Pools), number(b.Live), number(b.Opened), number(b.Closed), number(b.Failed),
+		strconv.FormatFloat(100*b.Share, 'f', 1, 64) + "%",
+	}
+}
+
+func listBackends(svcs []named) list {
+	l := list{
+		what:   "backends",
+		header: slices.Concat(nameHeader, []string{"BACKEND"}, counterHeader),
+	}
+	items := []backendItem{}
+	for _, s := range svcs {
+		bs := slices.SortedFunc(slices.Values(s.Backends), func(a, b dataplane.BackendView) int {
+			return cmp.Or(compareAddresses(a.Address, b.Address), strings.Compare(a.State, b.State))
+		})
+		for _, b := range bs {
+			items = append(items, backendItem{s.ServiceView.Name, b})
+			l.rows = append(l.rows, slices.Concat(nameCells(s.ServiceName), []string{b.Address}, counters(b)))
+		}
+	}
+	l.items = items
+	return l
+}
+
+// compareAddresses orders 10.0.0.9:80 before 10.0.0.10:80.
+func compareAddresses(a, b string) int {
+	x, errX := netip.ParseAddrPort(a)
+	y, errY := netip.ParseAddrPort(b)
+	if errX != nil || errY != nil {
+		return strings.Compare(a, b)
+	}
+	return x.Compare(y)
+}
+
+// connectionItem is a connection for programs, with the Service it belongs to.
+type connectionItem struct {
+	Service string `json:"service,omitempty"`
+	dataplane.ConnectionView
+	Idle string `json:"idle"` // as time.Duration prints it
+}
+
+// listConnections shows conns, sorted. If there is a namespace, svcs are its
+// Services and other connections are left out.
+func listConnections(conns []dataplane.ConnectionView, svcs []named, namespace string) list {
+	owners := map[string]string{}
+	for _, s := range svcs {
+		for _, fe := range s.Frontends {
+			owners[fe.Address] = s.ServiceView.Name
+		}
+	}
+	items := []connectionItem{}
+	for _, c := range conns {
+		owner := owners[frontendOf(c, owners)]
+		if owner != "" || namespace == "" {
+			items = append(items, connectionItem{owner, c, c.Idle.Round(time.Second).String()})
+		}
+	}
+	slices.SortFunc(items, func(a, b connectionItem) int {
+		return cmp.Or(strings.Compare(a.Service, b.Service), compareAddresses(a.Frontend, b.Frontend),
+			compareAddresses(a.Client, b.Client), compareAddresses(a.Backend, b.Backend), strings.Compare(a.Proto, b.Proto))
+	})
+	l := list{
+		what:   "connections",
+		items:  items,
+		header: []string{"SERVICE", "PROTO", "CLIENT", "FRONTEND", "BACKEND", "STATE", "IDLE"},
+	}
+	for _, c := range items {
+		l.rows = append(l.rows, []string{orDash(c.Service), c.Proto, c.Client, c.Frontend, c.Backend, c.State, c.Idle})
+	}
+	return l
+}
+
+// frontendOf returns the frontend that c came to, as a Service names it: at a
+// NodePort, c has the address of the node.
+func frontendOf(c dataplane.ConnectionView, owners map[string]string) string {
+	exact := c.Frontend + "/" + c.Proto
+	ap, err := netip.ParseAddrPort(c.Frontend)
+	if _, known := owners[exact]; known || err != nil {
+		return exact
+	}
+	any := netip.AddrPortFrom(lb.FamilyOf(ap.Addr()).Unspecified(), ap.Port())
+	return any.String() + "/" + c.Proto
+}
+
+func number(n uint64) string { return strconv.FormatUint(n, 10) }

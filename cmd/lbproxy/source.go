@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/lbproxy/lbproxy/internal/algo"
+	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/endpoints"
+)
+
+// errNoSource says that nothing tells where Services come from.
+var errNoSource = errors.New("no source of Services: this is not a pod, and neither --kubeconfig nor --manifests is given")
+
+// source is where Services come from.
+type source struct {
+	store  *endpoints.Store
+	events *endpoints.EventReporter // nil without an API server
+	run    func(context.Context) error
+}
+
+// sourceName tells where Services come from, for people.
+func sourceName(cfg config.Config) string {
+	switch {
+	case cfg.Manifests != "":
+		return "manifests in " + cfg.Manifests
+	case cfg.Kubeconfig != "":
+		return "API server of " + cfg.Kubeconfig
+	}
+	return "API server of this pod's cluster"
+}
+
+// checkSource tells whether the place exists. It does not connect.
+func checkSource(cfg config.Config) error {
+	if cfg.Manifests == "" {
+		_, err := clientConfig(cfg)
+		return err
+	}
+	info, err := os.Stat(cfg.Manifests)
+	if err != nil {
+		return fmt.Errorf("manifests: %w", err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("manifests: %s is not a directory", cfg.Manifests)
+	}
+	return nil
+}
+
+func newSource(cfg config.Config, log *slog.Logger) (*source, error) {
+	if err := checkSource(cfg); err != nil {
+		return nil, err
+	}
+	opts := endpoints.Options{
+		NodeName:        cfg.NodeName,
+		Sources:         endpoints.KubernetesSources,
+		MasqueradeAll:   cfg.MasqueradeAll,
+		DenyExternalIPs: !cfg.AllowExternalIPs,
+		CheckAlgorithm:  algo.Check,
+	}
+	if cfg.Manifests != "" {
+		opts.Sources = []endpoints.Source{endpoints.Manifests}
+		store := endpoints.New(opts, log, nil)
+		return &source{store: store, run: func(ctx context.Context) error {
+			return endpoints.RunManifests(ctx, cfg.Manifests, store, log)
+		}}, nil
+	}
+	client, err := newClient(cfg)
+	if err != nil {
+		return nil, err
+	}
+	events := endpoints.NewEventReporter(client, cfg.NodeName, log)
+	store := endpoints.New(opts, log, events)
+	return &source{store: store, events: events, run: func(ctx context.Context) error {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return endpoints.RunKubernetes(ctx, client, store) })
+		g.Go(func() error { return events.Run(ctx, store.UID) })
+		return g.Wait()
+	}}, nil
+}
+
+func newClient(cfg config.Config) (kubernetes.Interface, error) {
+	rc, err := clientConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	rc.UserAgent = "lbproxy/" + version
+	rc.ContentType = runtime.ContentTypeProtobuf
+	rc.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return nil, fmt.Errorf("API client: %w", err)
+	}
+	return client, nil
+}
+
+// clientConfig reads how to reach the API server.
+func clientConfig(cfg config.Config) (*rest.Config, error) {
+	if cfg.Kubeconfig == "" {
+		rc, err := rest.InClusterConfig()
+		if errors.Is(err, rest.ErrNotInCluster) {
+			return nil, errNoSource
+		}
+		if err != nil {
+			return nil, fmt.Errorf("in-cluster configuration: %w", err)
+		}
+		return rc, nil
+	}
+	if _, err := os.Stat(cfg.Kubeconfig); err != nil {
+		return nil, fmt.Errorf("kubeconfig: %w", err)
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", cfg.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", cfg.Kubeconfig, err)
+	}
+	return rc, nil
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// client is the value of --from.
+type client struct{ netip.Addr }
+
+// String returns the address, or nothing before one is set.
+func (c *client) String() string {
+	if !c.IsValid() {
+		return ""
+	}
+	return c.Addr.String()
+}
+
+// Type returns what the help text calls the value.
+func (c *client) Type() string { return "ip" }
+
+// Set reads an address.
+func (c *client) Set(s string) error {
+	addr, err := netip.ParseAddr(s)
+	if err != nil {
+		return fmt.Errorf("%q: want an IP address", s)
+	}
+	c.Addr = addr.Unmap()
+	return nil
+}
+
+// target is the value of --to.
+type target struct{ lb.FrontendKey }
+
+// String returns the target, or nothing before one is set.
+func (t *target) String() string {
+	if !t.Addr.IsValid() {
+		return ""
+	}
+	return t.FrontendKey.String()
+}
+
+// Type returns what the help text calls the value.
+func (t *target) Type() string { return "ip:port[/proto]" }
+
+// Set reads an address, a port and a protocol.
+func (t *target) Set(s string) error {
+	addr, proto, _ := strings.Cut(s, "/")
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q: want ip:port or ip:port/proto, such as 10.96.0.10:53/udp", s)
+	}
+	p, err := lb.ParseProto(proto)
+	if err != nil {
+		return fmt.Errorf("%q: %w", s, err)
+	}
+	t.FrontendKey = lb.FrontendKey{Addr: netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), Proto: p}
+	return nil
+}
+
+func (a *app) explainVerb() *cobra.Command {
+	var from client
+	var to target
+	var out output
+	cmd := a.verb(&cobra.Command{
+		Use:     "explain --from IP --to IP:PORT[/PROTO]",
+		Short:   "Tell what happens to a new connection on this node, and why",
+		Example: "  lbproxy explain --from 10.244.1.5 --to 10.96.0.10:53/udp",
+	}, []string{"config", "bpffs"}, func(_ *cobra.Command, cfg config.Config, _ *config.Loader) error {
+		if from.Is4() != to.Addr.Addr().Is4() {
+			return usageError{fmt.Errorf("from %s to %s: want addresses of one family", from.Addr, to.Addr)}
+		}
+		return a.withView(cfg, func(v view) error {
+			e, err := v.Explain(from.Addr, to.FrontendKey)
+			if err != nil {
+				return fmt.Errorf("explain %s: %w", to.FrontendKey, err)
+			}
+			return out.print(a.stdout, e, func(w io.Writer) error { return explanation(w, from, to, e) })
+		})
+	})
+	cmd.Flags().Var(&from, "from", "the client's address")
+	cmd.Flags().Var(&to, "to", "where it connects to; PROTO is tcp (the default), udp or sctp")
+	for _, name := range []string{"from", "to"} {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err) // there is no such flag
+		}
+	}
+	out.register(cmd.Flags())
+	return cmd
+}
+
+// explanation writes e for people.
+func explanation(w io.Writer, from client, to target, e dataplane.Explanation) error {
+	masquerade := "no"
+	if e.Masquerade {
+		masquerade = "yes, on the packet path"
+	}
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, line := range [][2]string{
+		{"From", from.String()}, {"To", to.String()}, {"Service", orDash(e.Service)},
+		{"Decision", e.Decision}, {"Reason", e.Reason}, {"Masquerade", masquerade},
+	} {
+		fmt.Fprintf(tw, "%s:\t%s\n", line[0], line[1])
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	if len(e.Candidates) > 0 {
+		fmt.Fprintln(w, "\nCandidates:")
+		var rows [][]string
+		for _, b := range e.Candidates {
+			rows = append(rows, append([]string{"  " + b.Address}, counters(b)...))
+		}
+		if err := writeTable(w, append([]string{"  BACKEND"}, counterHeader...), rows); err != nil {
+			return err
+		}
+	}
+	if len(e.Steps) > 0 {
+		fmt.Fprintln(w, "\nSteps:")
+	}
+	for i, step := range e.Steps {
+		fmt.Fprintf(w, "%3d. %s\n", i+1, step)
+	}
+	return nil
+}

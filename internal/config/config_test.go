@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// load reads a configuration from all sources as a verb does.
+func load(t *testing.T, file string, environ, args []string) (*Loader, Config, error) {
+	t.Helper()
+	l := New(func(name string) error {
+		if name != "random" && name != "round-robin" {
+			return errors.New("unknown algorithm")
+		}
+		return nil
+	})
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	l.Flags(fs)
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "c.yaml")
+		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--config="+path)
+	}
+	if err := fs.Parse(args); err != nil {
+		return l, Config{}, err
+	}
+	c, err := l.Load(environ)
+	return l, c, err
+}
+
+func TestPrecedence(t *testing.T) {
+	for _, tc := range []struct {
+		name, file string
+		env, args  []string
+		want       string
+		source     string
+	}{
+		{name: "default", want: "random"},
+		{name: "file over default", file: "algorithm: round-robin", want: "round-robin", source: "algorithm"},
+		{name: "environment over file", file: "algorithm: random", env: []string{"LBPROXY_ALGORITHM=round-robin"},
+			want: "round-robin", source: "LBPROXY_ALGORITHM"},
+		{name: "flag over environment", env: []string{"LBPROXY_ALGORITHM=random"}, args: []string{"--algorithm=round-robin"},
+			want: "round-robin", source: "--algorithm"},
+		{name: "flag over all", file: "algorithm: random", env: []string{"LBPROXY_ALGORITHM=random"},
+			args: []string{"--algorithm=round-robin"}, want: "round-robin", source: "--algorithm"},
+		{name: "what is overridden is not looked at", file: "algorithm: nonsense", args: []string{"--algorithm=round-robin"},
+			want: "round-robin", source: "--algorithm"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l, c, err := load(t, tc.file, tc.env, tc.args)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.Algorithm != tc.want {
+				t.Errorf("algorithm = %q, want %q", c.Algorithm, tc.want)
+			}
+			if got := l.Sources()["algorithm"]; !strings.HasSuffix(got, tc.source) || (tc.source == "") != (got == "") {
+				t.Errorf("source = %q, want %q", got, tc.source)
+			}
+		})
+	}
+}
+
+// everything sets each field to something else than its default; fields of the
+// file are by their names there.
+const everything = `
+kubeconfig: /etc/kubeconfig
+nodeName: Worker-1
+dataplane: ebpf
+algorithm: round-robin
+cgroupRoot: /cg
+bpffs: /bpf
+stateDir: /state
+devices: [eth0, "cali*"]
+clusterCIDR: 10.244.0.0/16,fd00::/48
+nodePortAddresses: [192.0.2.0/24]
+masqueradeAll: true
+allowExternalIPs: false
+healthzBindAddress: ":20256"
+metricsBindAddress: "::1"
+bindAddressHardFail: yes
+logLevel: debug
+logFormat: json
+maxServices: 1
+maxFrontends: 2
+maxBackends: 3
+maxSlots: 4
+maxConnections: 5
+maxFlows: 1000000
+syncPeriod: 1m
+`
+
+func TestEveryFieldFromTheFile(t *testing.T) {
+	l, got, err := load(t, everything, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		Kubeconfig: "/etc/kubeconfig", NodeName: "worker-1", Dataplane: "ebpf", Algorithm: "round-robin",
+		CgroupRoot: "/cg", BPFFS: "/bpf", StateDir: "/state",
+		Devices:           []string{"eth0", "cali*"},
+		ClusterCIDR:       []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00::/48")},
+		NodePortAddresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+		MasqueradeAll:     true, BindAddressHardFail: true,
+		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:20256"),
+		MetricsBindAddress: netip.MustParseAddrPort("[::1]:10249"),
+		LogLevel:           slog.LevelDebug, LogFormat: "json",
+		MaxServices: 1, MaxFrontends: 2, MaxBackends: 3, MaxSlots: 4, MaxConnections: 5, MaxFlows: 1000000,
+		SyncPeriod: time.Minute,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if n, fields := len(l.Sources()), len(l.Fields()); n != fields-1 { // all but manifests
+		t.Errorf("%d fields have a source, want %d: a field is missing in this test", n, fields-1)
+	}
+}
+
+// TestFieldsAreReadable feeds back what Fields shows.
+func TestFieldsAreReadable(t *testing.T) {
+	l, want, err := load(t, everything, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var environ []string
+	l.flags.VisitAll(func(f *pflag.Flag) {
+		if f.Name != configFlag {
+			environ = append(environ, EnvPrefix+strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))+"="+f.Value.String())
+		}
+	})
+	_, got, err := load(t, "", environ, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("from %q\ngot  %+v\nwant %+v", environ, got, want)
+	}
+	fields := l.Fields()
+	for name, want := range map[string]any{
+		"devices": []string{"eth0", "cali*"}, "maxFlows": uint32(1000000), "masqueradeAll": true,
+		"syncPeriod": "1m0s", "logLevel": "debug", "manifests": "",
+	} {
+		if !reflect.DeepEqual(fields[name], want) {
+			t.Errorf("field %s = %#v, want %#v", name, fields[name], want)
+		}
+	}
+}
+
+func TestDefaultsAreReadable(t *testing.T) {
+	l := New(nil)
+	l.flags.VisitAll(func(f *pflag.Flag) {
+		before := f.Value.String()
+		if err := f.Value.Set(before); err != nil || f.Value.String() != before {
+			t.Errorf("--%s=%q: read as %q, error %v", f.Name, before, f.Value, err)
+		}
+	})
+	if !reflect.DeepEqual(l.config, Default()) {
+		t.Errorf("got  %+v\nwant %+v", l.config, Default())
+	}
+}
+
+func TestAliases(t *testing.T) {
+	for _, tc := range []struct {
+		name, file string
+		env, args  []string
+	}{
+		{name: "flags", args: []string{"--hostname-override=n", "--proxy-mode=ebpf"}},
+		{name: "environment", env: []string{"LBPROXY_HOSTNAME_OVERRIDE=n", "LBPROXY_PROXY_MODE=ebpf"}},
+		{name: "file", file: "{hostnameOverride: \"n\", proxyMode: ebpf}"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, c, err := load(t, tc.file, tc.env, tc.args)
+			if err != nil || c.NodeName != "n" || c.Dataplane != EBPF {
+				t.Errorf("got %q, %q, %v; want n, ebpf", c.NodeName, c.Dataplane, err)
+			}
+		})
+	}
+}
+
+func TestBadValues(t *testing.T) {
+	for _, tc := range []struct {
+		name, file string
+		env, args  []string
+		want       []string // parts of the message
+	}{
+		{name: "iptables", args: []string{"--proxy-mode=iptables"}, want: []string{"iptables dataplane is not in this version"}},
+		{name: "dataplane from the environment", env: []string{"LBPROXY_PROXY_MODE=ipvs"},
+			want: []string{"dataplane (from LBPROXY_PROXY_MODE)", `"ipvs": want auto or ebpf`}},
+		{name: "algorithm from the file", file: "algorithm: fastest",
+			want: []string{"algorithm (from ", "c.yaml: algorithm): unknown algorithm"}},
+		{name: "bits beyond the prefix", env: []string{"LBPROXY_CLUSTER_CIDR=10.0.0.1/8"}, want: []string{"cluster-cidr", "did you mean 10.0.0.0/8"}},
+		{name: "prefix", env: []string{"LBPROXY_NODEPORT_ADDRESSES=primary"}, want: []string{"nodeport-addresses (from LBPROXY_NODEPORT_ADDRESSES)"}},
+		{name: "port", env: []string{"LBPROXY_HEALTHZ_BIND_ADDRESS=localhost:1"}, want: []string{`"localhost:1": want ip:port`}},
+		{name: "level", file: "logLevel: loud", want: []string{"debug, info, warn or error"}},
+		{name: "too many", file: "maxSlots: 4294967296", want: []string{"max-slots", "from 0 to"}},
+		{name: "negative", file: "maxSlots: -1", want: []string{"from 0 to"}},
+		{name: "period", file: "syncPeriod: 30", want: []string{`"30": want a duration such as 30s`}},
+		{name: "short period", file: "syncPeriod: 1ms", want: []string{"want 1s or more"}},
+		{name: "boolean", env: []string{"LBPROXY_MASQUERADE_ALL=maybe"}, want: []string{"masquerade-all", "want true or false"}},
+		{name: "relative", file: "bpffs: bpf", want: []string{"absolute path"}},
+		{name: "device", file: "devices: [a/b]", want: []string{`"a/b" is not a device`}},
+		{name: "auto and more", file: "devices: [auto, eth0]", want: []string{`"auto" is not a device`}},
+		{name: "misspelt", file: "clusterCidr: 10.0.0.0/8", want: []string{"clusterCidr (from ", "did you mean clusterCIDR?"}},
+		{name: "unknown", file: "speed: 9", want: []string{"speed (from ", "unknown field"}},
+		{name: "the file names itself", file: "config: x", want: []string{"unknown field"}},
+		{name: "twice", file: "{algorithm: random, algorithm: random}", want: []string{"already set"}},
+		{name: "alias and name", env: []string{"LBPROXY_NODE_NAME=a", "LBPROXY_HOSTNAME_OVERRIDE=b"},
+			want: []string{"node-name (from LBPROXY_NODE_NAME): is also given as LBPROXY_HOSTNAME_OVERRIDE"}},
+		{name: "nested", file: "devices: {a: b}", want: []string{"one value or a list"}},
+		{name: "list of lists", file: "devices: [[a]]", want: []string{"item 1"}},
+		{name: "text that YAML takes for a boolean", file: "nodeName: no", want: []string{"YAML reads it as false: want text, in quotes"}},
+		{name: "text that YAML takes for a number", file: "nodeName: 010", want: []string{"YAML reads it as 8"}},
+		{name: "null", file: "bpffs:", want: []string{"has no value"}},
+		{name: "not YAML", file: "a: b: c", want: []string{"config (from --config)", "c.yaml"}},
+		{name: "kube-proxy's file", file: "kind: KubeProxyConfiguration", want: []string{"is a KubeProxyConfiguration"}},
+		{name: "missing file", args: []string{"--config=/nonexistent.yaml"}, want: []string{"/nonexistent.yaml: no such file"}},
+		{name: "two sources of Services", file: "manifests: /m", args: []string{"--kubeconfig=/k"},
+			want: []string{"c.yaml: manifests): excludes kubeconfig (from --kubeconfig)"}},
+		{name: "all at once", file: "{logLevel: loud, bpffs: bpf}", want: []string{"log-level", "bpffs"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, c, err := load(t, tc.file, tc.env, tc.args)
+			if err == nil {
+				t.Fatalf("no error; got %+v", c)
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error %q\nlacks %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestUnknownVariables(t *testing.T) {
+	l, _, err := load(t, "", []string{
+		"LBPROXY_ALGO=random", "LBPROXY_SERVICE_HOST=10.0.0.1", "LBPROXY_PORT=tcp://10.0.0.1:80",
+		"LBPROXY_PORT_80_TCP_ADDR=10.0.0.1", "LBPROXY_SERVICE_PORT_HTTP=80", "PATH=/bin",
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := l.Unknown(), []string{"LBPROXY_ALGO"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("unknown = %q, want %q", got, want)
+	}
+}
+
+func TestSubsetOfFlags(t *testing.T) {
+	l := New(nil)
+	fs := pflag.NewFlagSet("get", pflag.ContinueOnError)
+	l.Flags(fs, "bpffs", "config")
+	if fs.Lookup("bpffs") == nil || fs.Lookup("kubeconfig") != nil {
+		t.Error("want bpffs and not kubeconfig")
+	}
+	if err := fs.Parse([]string{"--bpffs=/b"}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Load([]string{"LBPROXY_BPFFS=/other", "LBPROXY_LOG_LEVEL=error"})
+	if err != nil || c.BPFFS != "/b" || c.LogLevel != slog.LevelError {
+		t.Errorf("got %q, %v, %v", c.BPFFS, c.LogLevel, err)
+	}
+}

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	// EnvPrefix begins the name of every variable of the environment that is read.
+	EnvPrefix = "LBPROXY_"
+
+	fromFlag    = "flag"
+	fromDefault = "default"
+	configFlag  = "config" // the one that cannot be in the file
+)
+
+// Error is a value that cannot be used. Errors of one load are joined.
+type Error struct {
+	Field  string // the flag's name
+	Source string // --FLAG, a variable's name, or a file and the field's name in it
+	Err    error
+}
+
+// Error returns field, source and cause.
+func (e *Error) Error() string {
+	if e.Source == "" {
+		return fmt.Sprintf("%s: %v", e.Field, e.Err)
+	}
+	return fmt.Sprintf("%s (from %s): %v", e.Field, e.Source, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Loader reads one Config. Its flags are parsed by whoever has the command line,
+// before Load.
+type Loader struct {
+	config  Config
+	path    string // --config
+	flags   *pflag.FlagSet
+	sources map[string]string // by flag name
+	unknown []string
+}
+
+// New returns a Loader with the defaults. checkAlgorithm returns an error for an
+// algorithm's name that is not known; nil knows all.
+func New(checkAlgorithm func(string) error) *Loader {
+	l := &Loader{
+		config:  Default(),
+		flags:   pflag.NewFlagSet("lbproxy", pflag.ContinueOnError),
+		sources: map[string]string{},
+	}
+	l.register(checkAlgorithm)
+	return l
+}
+
+// Flags adds the named flags to fs, or all if there are no names. Fields that
+// have no flag there still come from the environment and the file.
+func (l *Loader) Flags(fs *pflag.FlagSet, names ...string) {
+	fs.SetNormalizeFunc(Normalize)
+	l.flags.VisitAll(func(f *pflag.Flag) {
+		if len(names) == 0 || slices.Contains(names, f.Name) {
+			fs.AddFlag(f)
+		}
+	})
+}
+
+// Normalize turns an alias of a flag into the flag's name.
+func Normalize(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	return pflag.NormalizedName(cmp.Or(aliases[name], name))
+}
+
+// Load completes what flags have set with environ, as from os.Environ, and the
+// file that --config names. Every error names the field and where it is from.
+func (l *Loader) Load(environ []string) (Config, error) {
+	l.flags.VisitAll(func(f *pflag.Flag) {
+		if f.Changed {
+			l.sources[f.Name] = fromFlag
+		}
+	})
+	errs := l.fromEnvironment(environ)
+	if l.path != "" {
+		errs = append(errs, l.fromFile()...)
+	}
+	if c := &l.config; c.Kubeconfig != "" && c.Manifests != "" {
+		errs = append(errs, &Error{Field: "manifests", Source: l.origin("manifests"),
+			Err: fmt.Errorf("excludes kubeconfig (from %s): Services come from one place", l.origin("kubeconfig"))})
+	}
+	return l.config, errors.Join(errs...)
+}
+
+// Unknown returns the variables of the environment that look like ours and name
+// no field. Those that Kubernetes sets for a Service named lbproxy do not count.
+func (l *Loader) Unknown() []string { return l.unknown }
+
+// Fields returns every field by its name in the file, as JSON has it.
+func (l *Loader) Fields() map[string]any {
+	fields := map[string]any{}
+	l.flags.VisitAll(func(f *pflag.Flag) { fields[fieldName(f.Name)] = f.Value.(plain).plain() })
+	return fields
+}
+
+// Sources returns where each field is from that is not a default, by its name in
+// the file.
+func (l *Loader) Sources() map[string]string {
+	sources := map[string]string{}
+	for name := range l.sources {
+		sources[fieldName(name)] = l.origin(name)
+	}
+	return sources
+}
+
+func (l *Loader) origin(flag string) string {
+	switch src := cmp.Or(l.sources[flag], fromDefault); src {
+	case fromFlag:
+		return "--" + flag
+	default:
+		return src
+	}
+}
+
+// candidate is a value for a field from one source.
+type candidate struct {
+	flag, source, text string
+}
+
+// take sets the fields that nothing of higher precedence has set.
+func (l *Loader) take(cs []candidate) (errs []error) {
+	given := map[string]candidate{}
+	for _, c := range cs {
+		if first, twice := given[c.flag]; twice {
+			errs = append(errs, &Error{c.flag, c.source, fmt.Errorf("is also given as %s", first.source)})
+			continue
+		}
+		given[c.flag] = c
+		if l.sources[c.flag] != "" {
+			continue
+		}
+		l.sources[c.flag] = c.source
+		if err := l.flags.Lookup(c.flag).Value.Set(c.text); err != nil {
+			errs = append(errs, &Error{c.flag, c.source, err})
+		}
+	}
+	return errs
+}
+
+func (l *Loader) fromEnvironment(environ []string) []error {
+	known := l.names(func(flag string) string {
+		return EnvPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+	})
+	var cs []candidate
+	for _, kv := range slices.Sorted(slices.Values(environ)) {
+		name, value, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, EnvPrefix) {
+			continue
+		}
+		switch flag := known[name]; {
+		case flag != "":
+			cs = append(cs, candidate{flag, name, value})
+		case !serviceLink(name):
+			l.unknown = append(l.unknown, name)
+		}
+	}
+	return l.take(cs)
+}
+
+// serviceLink tells whether the kubelet sets name for some Service.
+func serviceLink(name string) bool {
+	return strings.HasSuffix(name, "_SERVICE_HOST") || strings.Contains(name, "_SERVICE_PORT") ||
+		strings.HasSuffix(name, "_PORT") || strings.Contains(name, "_PORT_")
+}
+
+func (l *Loader) fromFile() []error {
+	content, err := os.ReadFile(l.path)
+	if err != nil {
+		return []error{&Error{configFlag, l.origin(configFlag), err}}
+	}
+	var fields map[string]any
+	if err := yaml.UnmarshalStrict(content, &fields, useNumber); err != nil {
+		err = fmt.Errorf("%s: %w", l.path, err)
+		return []error{&Error{configFlag, l.origin(configFlag), err}}
+	}
+	if kind, ok := fields["kind"]; ok {
+		err := fmt.Errorf("is a %v: want a flat list of fields such as nodeName: worker-1", kind)
+		return []error{&Error{configFlag, l.path, err}}
+	}
+	known := l.names(fieldName)
+	delete(known, fieldName(configFlag))
+	var cs []candidate
+	var errs []error
+	for _, field := range slices.Sorted(maps.Keys(fields)) {
+		source := l.path + ": " + field
+		flag, ok := known[field]
+		if !ok {
+			errs = append(errs, &Error{field, l.path, unknownField(field, known)})
+			continue
+		}
+		text, err := scalar(fields[field], l.flags.Lookup(flag).Value.Type())
+		if err != nil {
+			errs = append(errs, &Error{flag, source, err})
+			continue
+		}
+		cs = append(cs, candidate{flag, source, text})
+	}
+	return append(errs, l.take(cs)...)
+}
+
+func useNumber(d *json.Decoder) *json.Decoder {
+	d.UseNumber()
+	return d
+}
+
+func unknownField(field string, known map[string]string) error {
+	for name := range known {
+		if strings.EqualFold(name, field) {
+			return fmt.Errorf("unknown field: did you mean %s?", name)
+		}
+	}
+	return errors.New("unknown field")
+}
+
+// scalar returns the text of a value of the file for a field of type typ: a list
+// is joined with commas. What YAML takes for something else than text is refused
+// where text is wanted: a node named no would be false, one named 010 would be 8.
+func scalar(v any, typ string) (string, error) {
+	switch v := v.(type) {
+	case nil:
+		return "", errors.New("has no value")
+	case string:
+		return v, nil
+	case bool:
+		if typ == "bool" {
+			return strconv.FormatBool(v), nil
+		}
+	case json.Number:
+		if typ == "n" || typ == "duration" {
+			return v.String(), nil
+		}
+	case []any:
+		items := make([]string, len(v))
+		for i := range v {
+			item, err := scalar(v[i], typ)
+			if _, nested := v[i].([]any); nested || err != nil {
+				return "", fmt.Errorf("item %d: want one value", i+1)
+			}
+			items[i] = item
+		}
+		return strings.Join(items, ","), nil
+	case map[string]any:
+		return "", errors.New("has fields of its own: want one value or a list")
+	}
+	return "", fmt.Errorf("YAML reads it as %v: want text, in quotes", v)
+}
+
+// names returns the flag of each name that name makes of flags and their aliases.
+func (l *Loader) names(name func(flag string) string) map[string]string {
+	names := map[string]string{}
+	l.flags.VisitAll(func(f *pflag.Flag) { names[name(f.Name)] = f.Name })
+	for alias, flag := range aliases {
+		names[name(alias)] = flag
+	}
+	return names
+}
+
+// words are parts of names that kube-proxy's file does not spell as one would think.
+var words = map[string]string{"cidr": "CIDR", "ips": "IPs", "nodeport": "nodePort"}
+
+// fieldName returns the name in the file of a flag: node-name is nodeName.
+func fieldName(flag string) string {
+	parts := strings.Split(flag, "-")
+	for i, part := range parts {
+		part = cmp.Or(words[part], part)
+		if i > 0 {
+			part = strings.ToUpper(part[:1]) + part[1:]
+		}
+		parts[i] = part
+	}
+	return strings.Join(parts, "")
+}

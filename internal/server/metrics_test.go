@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+func name(t *testing.T, s string) lb.ServiceName {
+	t.Helper()
+	n, err := lb.ParseServiceName(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// sources returns sources with a bit of everything.
+func sources(t *testing.T) Sources {
+	web, dns := name(t, "shop/web:http/TCP/IPv4"), name(t, "kube-system/dns/UDP/IPv6")
+	a, b := netip.MustParseAddrPort("10.244.0.1:80"), netip.MustParseAddrPort("10.244.0.2:80")
+	return Sources{
+		Stats: func() (dataplane.Stats, error) {
+			return dataplane.Stats{
+				Backends: []dataplane.BackendStats{
+					{Service: web, Backend: b, Opened: 10, Closed: 4, Failed: 1},
+					{Service: web, Backend: a, Opened: 7, Closed: 7},
+					{Service: web, Backend: b, Opened: 3, Closed: 1, Leaving: true},
+					{Service: dns, Backend: netip.MustParseAddrPort("[fd00::1]:53"), Opened: 1, Closed: 2},
+				},
+				Maps:  []dataplane.MapUsage{{Name: "conns", Used: 5, Max: 100}},
+				Drops: map[string]uint64{"no-backend": 3, "malformed": 0},
+			}, nil
+		},
+		Writes: func() uint64 { return 42 },
+		Status: func() Status {
+			return Status{Synced: true, LastSuccess: time.Unix(1000, 500e6), Services: 2, Failed: 1, Backends: 3, Syncs: 9, SyncFailures: 4}
+		},
+		Problems: func() map[string]int { return map[string]int{"Conflict": 2} },
+	}
+}
+
+const wantMetrics = `
+# HELP lbproxy_backends Backends of all Service ports.
+# TYPE lbproxy_backends gauge
+lbproxy_backends 3
+# HELP lbproxy_connections_active Connections and UDP flows that have not ended.
+# TYPE lbproxy_connections_active gauge
+lbproxy_connections_active 8
+# HELP lbproxy_dataplane_writes_total Changes made to kernel tables.
+# TYPE lbproxy_dataplane_writes_total counter
+lbproxy_dataplane_writes_total 42
+# HELP lbproxy_drops_total Packets and calls that were not served.
+# TYPE lbproxy_drops_total counter
+lbproxy_drops_total{reason="malformed"} 0
+lbproxy_drops_total{reason="no-backend"} 3
+# HELP lbproxy_endpoints_problems What Services and EndpointSlices ask for that is not served.
+# TYPE lbproxy_endpoints_problems gauge
+lbproxy_endpoints_problems{reason="Conflict"} 2
+# HELP lbproxy_map_capacity Entries that a kernel table has room for.
+# TYPE lbproxy_map_capacity gauge
+lbproxy_map_capacity{map="conns"} 100
+# HELP lbproxy_map_entries Entries of a kernel table in use.
+# TYPE lbproxy_map_entries gauge
+lbproxy_map_entries{map="conns"} 5
+# HELP lbproxy_scrape_errors_total Scrapes for which the dataplane's counters could not be read.
+# TYPE lbproxy_scrape_errors_total counter
+lbproxy_scrape_errors_total 0
+# HELP lbproxy_service_connections_active Connections and UDP flows of a Service port that have not ended.
+# TYPE lbproxy_service_connections_active gauge
+lbproxy_service_connections_active{family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 8
+lbproxy_service_connections_active{family="IPv6",namespace="kube-system",port="",protocol="UDP",service="dns"} 0
+# HELP lbproxy_service_connections_closed_total Those of them that have ended.
+# TYPE lbproxy_service_connections_closed_total counter
+lbproxy_service_connections_closed_total{backend="10.244.0.1:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 7
+lbproxy_service_connections_closed_total{backend="10.244.0.2:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 5
+lbproxy_service_connections_closed_total{backend="[fd00::1]:53",family="IPv6",namespace="kube-system",port="",protocol="UDP",service="dns"} 2
+# HELP lbproxy_service_connections_failed_total Those of them that ended before they were established.
+# TYPE lbproxy_service_connections_failed_total counter
+lbproxy_service_connections_failed_total{backend="10.244.0.1:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 0
+lbproxy_service_connections_failed_total{backend="10.244.0.2:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 1
+lbproxy_service_connections_failed_total{backend="[fd00::1]:53",family="IPv6",namespace="kube-system",port="",protocol="UDP",service="dns"} 0
+# HELP lbproxy_service_connections_opened_total Connections and UDP flows given to a backend.
+# TYPE lbproxy_service_connections_opened_total counter
+lbproxy_service_connections_opened_total{backend="10.244.0.1:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 7
+lbproxy_service_connections_opened_total{backend="10.244.0.2:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 13
+lbproxy_service_connections_opened_total{backend="[fd00::1]:53",family="IPv6",namespace="kube-system",port="",protocol="UDP",service="dns"} 1
+# HELP lbproxy_services Service ports, per IP family, in the kernel.
+# TYPE lbproxy_services gauge
+lbproxy_services 2
+# HELP lbproxy_services_failed Service ports, per IP family, that are not what they should be.
+# TYPE lbproxy_services_failed gauge
+lbproxy_services_failed 1
+# HELP lbproxy_sync_failures_total Those of them that failed for one Service or all.
+# TYPE lbproxy_sync_failures_total counter
+lbproxy_sync_failures_total 4
+# HELP lbproxy_sync_last_success_timestamp_seconds When changes were last applied without an error of the dataplane.
+# TYPE lbproxy_sync_last_success_timestamp_seconds gauge
+lbproxy_sync_last_success_timestamp_seconds 1000.5
+# HELP lbproxy_synced Whether everything the cluster said at start was written once.
+# TYPE lbproxy_synced gauge
+lbproxy_synced 1
+# HELP lbproxy_syncs_total Sets of changes handed to the dataplane.
+# TYPE lbproxy_syncs_total counter
+lbproxy_syncs_total 9
+`
+
+func TestCollector(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(newCollector(sources(t)))
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(wantMetrics)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMetricsLint(t *testing.T) {
+	m := NewMetrics("v1", sources(t))
+	m.ObserveSync(time.Millisecond)
+	m.ObserveProgramming(0.01)
+	m.Answered("/healthz", 503)
+	problems, err := testutil.GatherAndLint(m.Gatherer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	_, body := get(t, MetricsHandler(m.Gatherer(), "ebpf", nil, slog.New(slog.DiscardHandler)), "/metrics")
+	for _, want := range []string{
+		`lbproxy_build_info{goversion="go`, `lbproxy_health_answers_total{code="503",endpoint="healthz"} 1`,
+		"lbproxy_sync_duration_seconds_count 1", "lbproxy_programming_latency_seconds_sum 0.01", "go_goroutines ",
+	} {
+		if !strings.Contains(body, want) {
+			t.Errorf("/metrics lacks %q", want)
+		}
+	}
+}
+
+func TestScrapeErrorIsCounted(t *testing.T) {
+	src := sources(t)
+	src.Stats = func() (dataplane.Stats, error) { return dataplane.Stats{}, errors.New("map is gone") }
+	var log strings.Builder
+	h := MetricsHandler(NewMetrics("v1", src).Gatherer(), "ebpf", nil, slog.New(slog.NewTextHandler(&log, nil)))
+	for n := 1; n <= 2; n++ {
+		code, body := get(t, h, "/metrics")
+		if want := fmt.Sprintf("lbproxy_scrape_errors_total %d", n); code != 200 || !strings.Contains(body, want) {
+			t.Errorf("code %d; the answer lacks %q", code, want)
+		}
+		if !strings.Contains(body, "lbproxy_services 2") {
+			t.Error("the other numbers are missing")
+		}
+	}
+	if !strings.Contains(log.String(), "map is gone") {
+		t.Errorf("log %q lacks the cause", log.String())
+	}
+}
+
+// BenchmarkScrape is a scrape of 10,000 Services with 5 backends each.
+func BenchmarkScrape(b *testing.B) {
+	var st dataplane.Stats
+	for i := range 10000 {
+		svc := lb.ServiceName{Object: lb.Object{Namespace: "bench", Name: fmt.Sprint("service-", i)}, Port: "http", Proto: lb.TCP, Family: lb.IPv4}
+		for j := range 5 {
+			addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(j)}), 8080)
+			st.Backends = append(st.Backends, dataplane.BackendStats{Service: svc, Backend: addr, Opened: uint64(i)})
+		}
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(newCollector(Sources{Stats: func() (dataplane.Stats, error) { return st, nil }}))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := reg.Gather(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
