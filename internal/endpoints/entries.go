@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoints
+
+import (
+	"slices"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// The functions of this file change the Store's objects. s.mu is held.
+
+func (s *Store) entry(obj lb.Object) *entry {
+	e := s.entries[obj]
+	if e == nil {
+		e = &entry{obj: obj}
+		s.entries[obj] = e
+	}
+	return e
+}
+
+// touch makes the next Take look at e.
+func (s *Store) touch(e *entry) {
+	if !e.dirty {
+		e.dirty = true
+		s.dirty = append(s.dirty, e)
+	}
+	if len(s.waiting) == 0 {
+		s.nudge()
+	}
+}
+
+func (s *Store) putService(svc *service) {
+	e := s.entry(svc.obj)
+	if svc.badAlgo && e.svc != nil {
+		svc.algorithm = e.svc.algorithm
+	}
+	if e.svc != nil && e.svc.equal(svc) {
+		return
+	}
+	s.setService(e, svc)
+}
+
+func (s *Store) dropService(obj lb.Object) {
+	if e := s.entries[obj]; e != nil && e.svc != nil {
+		s.setService(e, nil)
+	}
+}
+
+// setService replaces e's Service and its claims.
+func (s *Store) setService(e *entry, svc *service) {
+	s.eachKey(e, s.claims.remove)
+	e.svc = svc
+	s.eachKey(e, s.claims.add)
+	s.touch(e)
+}
+
+// eachKey calls f for every frontend that e's Service asks for, and touches what
+// it returns.
+func (s *Store) eachKey(e *entry, f func(lb.FrontendKey, *entry) []*entry) {
+	if e.svc == nil {
+		return
+	}
+	for _, u := range e.svc.units {
+		for _, fe := range u.frontends {
+			for _, other := range f(fe.FrontendKey, e) {
+				s.touch(other)
+			}
+		}
+	}
+}
+
+func (s *Store) putSlice(sl *slice) {
+	if old := s.slices[sl.obj]; old != nil && old.obj.Name != sl.service {
+		s.dropSlice(sl.obj)
+	}
+	s.setProblems(owner{KindEndpointSlice, sl.obj}, orphaned(sl))
+	if sl.service == "" {
+		return
+	}
+	e := s.entry(lb.Object{Namespace: sl.obj.Namespace, Name: sl.service})
+	sl.obj.Namespace, sl.service = e.obj.Namespace, e.obj.Name // one copy of the strings
+	i, found := slices.BinarySearchFunc(e.slices, sl, compareSlices)
+	switch {
+	case found && e.slices[i].equal(sl):
+		return
+	case found:
+		e.slices[i] = sl
+	default:
+		e.slices = slices.Insert(e.slices, i, sl)
+		s.slices[sl.obj] = e
+	}
+	s.touch(e)
+}
+
+// orphaned returns the problems of a slice that belongs to no Service; those of
+// others are the Service's.
+func orphaned(sl *slice) []Problem {
+	if sl.service == "" {
+		return sl.problems
+	}
+	return nil
+}
+
+func (s *Store) dropSlice(obj lb.Object) {
+	s.setProblems(owner{KindEndpointSlice, obj}, nil)
+	e := s.slices[obj]
+	if e == nil {
+		return
+	}
+	delete(s.slices, obj)
+	e.slices = slices.DeleteFunc(e.slices, func(sl *slice) bool { return sl.obj == obj })
+	s.touch(e)
+}
+
+// putNode takes over the zone of the own Node. Everything is resolved again when
+// it changed.
+func (s *Store) putNode(n *node) {
+	if n.name != s.opts.NodeName || n.zone == s.zone {
+		return
+	}
+	s.zone = n.zone
+	for _, e := range s.entries {
+		s.touch(e)
+	}
+}
+
+// replaceServices makes list the Services that exist.
+func (s *Store) replaceServices(list []*service) {
+	seen := make(map[lb.Object]bool, len(list))
+	for _, svc := range list {
+		seen[svc.obj] = true
+		s.putService(svc)
+	}
+	for obj := range s.entries {
+		if !seen[obj] {
+			s.dropService(obj)
+		}
+	}
+}
+
+// replaceSlices makes list the EndpointSlices that exist.
+func (s *Store) replaceSlices(list []*slice) {
+	seen := make(map[lb.Object]bool, len(list))
+	for _, sl := range list {
+		seen[sl.obj] = true
+		s.putSlice(sl)
+	}
+	for obj := range s.slices {
+		if !seen[obj] {
+			s.dropSlice(obj)
+		}
+	}
+	for o := range s.problems { // of slices that belong to nobody
+		if o.kind == KindEndpointSlice && !seen[o.object] {
+			s.setProblems(o, nil)
+		}
+	}
+}
+
+// replaceNode makes list the Nodes that exist.
+func (s *Store) replaceNode(list []*node) {
+	own := &node{name: s.opts.NodeName}
+	for _, n := range list {
+		if n.name == own.name {
+			own = n
+		}
+	}
+	s.putNode(own)
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoints
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+// The selectors of what is watched. Source: Kubernetes 1.37 cmd/kube-proxy.
+const (
+	serviceLabels = "!" + labelProxyName
+	serviceFields = "spec.clusterIP!=None"
+	sliceLabels   = "!" + labelHeadless
+)
+
+// RunKubernetes keeps s equal to what the API server has until ctx is done: the
+// Services that are for us, their EndpointSlices, and the own Node. Listing,
+// watching, their backoff and the log of their errors, by klog, are client-go's; s
+// itself is the only cache.
+func RunKubernetes(ctx context.Context, client kubernetes.Interface, s *Store) error {
+	reflectors := []*cache.Reflector{
+		reflector(client, serviceWatch(client), newServiceSink(s), Services, &v1.Service{}),
+		reflector(client, sliceWatch(client), newSliceSink(s), EndpointSlices, &discovery.EndpointSlice{}),
+		reflector(client, nodeWatch(client, s.opts.NodeName), newNodeSink(s), Node, &v1.Node{}),
+	}
+	var wg sync.WaitGroup
+	for _, r := range reflectors {
+		wg.Go(func() { r.RunWithContext(ctx) })
+	}
+	wg.Wait()
+	return nil
+}
+
+func reflector(client kubernetes.Interface, lw *cache.ListWatch, to cache.ReflectorStore, src Source, example runtime.Object) *cache.Reflector {
+	return cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), example, to,
+		cache.ReflectorOptions{Name: string(src)})
+}
+
+// resource is a typed client's half that a ListWatch needs.
+type resource[L runtime.Object] interface {
+	List(context.Context, metav1.ListOptions) (L, error)
+	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
+}
+
+func listWatch[L runtime.Object](r resource[L], labels, fields string) *cache.ListWatch {
+	narrow := func(o metav1.ListOptions) metav1.ListOptions {
+		o.LabelSelector, o.FieldSelector = labels, fields
+		return o
+	}
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return r.List(ctx, narrow(o))
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return r.Watch(ctx, narrow(o))
+		},
+	}
+}
+
+func serviceWatch(c kubernetes.Interface) *cache.ListWatch {
+	return listWatch(c.CoreV1().Services(metav1.NamespaceAll), serviceLabels, serviceFields)
+}
+
+func sliceWatch(c kubernetes.Interface) *cache.ListWatch {
+	return listWatch(c.DiscoveryV1().EndpointSlices(metav1.NamespaceAll), sliceLabels, "")
+}
+
+func nodeWatch(c kubernetes.Interface, name string) *cache.ListWatch {
+	return listWatch(c.CoreV1().Nodes(), "", fields.OneTermEqualSelector(metav1.ObjectNameField, name).String())
+}
+
+// compact stands for an API object in a reflector's temporary store: only the
+// parsed form and the name live until the list is complete.
+type compact struct {
+	*metav1.ObjectMeta
+	namespace, name string
+	parsed          any
+}
+
+// noMeta answers what nobody asks of a compact.
+var noMeta = &metav1.ObjectMeta{}
+
+// GetNamespace returns the object's namespace.
+func (c *compact) GetNamespace() string { return c.namespace }
+
+// GetName returns the object's name.
+func (c *compact) GetName() string { return c.name }
+
+// parse makes a compact of an API object.
+func (s *Store) parse(in any) (*compact, error) {
+	switch obj := in.(type) {
+	case *compact:
+		return obj, nil
+	case *v1.Service:
+		return &compact{noMeta, obj.Namespace, obj.Name, parseService(obj, &s.opts)}, nil
+	case *discovery.EndpointSlice:
+		return &compact{noMeta, obj.Namespace, obj.Name, parseSlice(obj, &s.opts)}, nil
+	case *v1.Node:
+		return &compact{noMeta, "", obj.Name, parseNode(obj)}, nil
+	}
+	return nil, fmt.Errorf("unexpected type %T", in)
+}
+
+// sink is what a reflector writes to: a Store's half for one kind, whose parsed
+// form is P. Its functions are called with the Store's lock held.
+type sink[P any] struct {
+	store   *Store
+	source  Source
+	put     func(P)
+	drop    func(P)
+	replace func([]P)
+}
+
+var _ cache.TransformingStore = (*sink[*service])(nil)
+
+func newServiceSink(s *Store) *sink[*service] {
+	drop := func(svc *service) { s.dropService(svc.obj) }
+	return &sink[*service]{s, Services, s.putService, drop, s.replaceServices}
+}
+
+func newSliceSink(s *Store) *sink[*slice] {
+	drop := func(sl *slice) { s.dropSlice(sl.obj) }
+	return &sink[*slice]{s, EndpointSlices, s.putSlice, drop, s.replaceSlices}
+}
+
+func newNodeSink(s *Store) *sink[*node] {
+	drop := func(n *node) { s.putNode(&node{name: n.name}) }
+	return &sink[*node]{s, Node, s.putNode, drop, s.replaceNode}
+}
+
+func (k *sink[P]) parsed(in any) (p P, err error) {
+	c, err := k.store.parse(in)
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", k.source, err)
+	}
+	p, ok := c.parsed.(P)
+	if !ok {
+		return p, fmt.Errorf("%s: unexpected type %T", k.source, in)
+	}
+	return p, nil
+}
+
+func (k *sink[P]) apply(in any, f func(P)) error {
+	p, err := k.parsed(in)
+	if err == nil {
+		k.store.locked(func() { f(p) })
+	}
+	return err
+}
+
+// Add stores a new object.
+func (k *sink[P]) Add(in any) error { return k.apply(in, k.put) }
+
+// Update stores a changed object.
+func (k *sink[P]) Update(in any) error { return k.apply(in, k.put) }
+
+// Delete forgets an object.
+func (k *sink[P]) Delete(in any) error { return k.apply(in, k.drop) }
+
+// Replace makes in everything there is; the source has listed then.
+func (k *sink[P]) Replace(in []any, _ string) error {
+	list := make([]P, 0, len(in))
+	for i, obj := range in {
+		p, err := k.parsed(obj)
+		if err != nil {
+			return err
+		}
+		list = append(list, p)
+		in[i] = nil // the list is ours: let go of what was read
+	}
+	k.store.locked(func() { k.replace(list) })
+	k.store.MarkSynced(k.source)
+	return nil
+}
+
+// Resync has nothing to do.
+func (k *sink[P]) Resync() error { return nil }
+
+// Transformer makes the reflector's own stores hold parsed forms.
+func (k *sink[P]) Transformer() cache.TransformFunc {
+	return func(in any) (any, error) { return k.store.parse(in) }
+}

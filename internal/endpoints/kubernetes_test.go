@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoints
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+func testNode(zone string) *v1.Node {
+	return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}}}
+}
+
+// watched returns a client whose watches are announced on the channel: the fake
+// client does not replay what happened between list and watch.
+func watched(t *testing.T, objects ...runtime.Object) (*fake.Clientset, func()) {
+	t.Helper()
+	client := fake.NewClientset(objects...)
+	started := make(chan string, 100)
+	client.PrependWatchReactor("*", func(a k8stesting.Action) (bool, watch.Interface, error) {
+		w, err := client.Tracker().Watch(a.GetResource(), a.GetNamespace())
+		started <- a.GetResource().Resource
+		return true, w, err
+	})
+	return client, func() {
+		t.Helper()
+		for range KubernetesSources {
+			select {
+			case <-started:
+			case <-time.After(20 * time.Second):
+				t.Fatal("not every kind is watched")
+			}
+		}
+	}
+}
+
+func TestKubernetesSourceFollowsTheAPIServer(t *testing.T) {
+	ctx := t.Context()
+	client, ready := watched(t, testNode("zone-b"), testService("web"), testSlice("web", "web-1", "10.0.0.1 zone=zone-a", "10.0.0.2 zone=zone-b"),
+		testService("headless", clusterIP(v1.ClusterIPNone)))
+	s := New(testOptions(), discard(), nil)
+	run(t, func(ctx context.Context) error { return RunKubernetes(ctx, client, s) })
+	v := view{}
+	v.await(t, s, "web 10.96.0.1:80/TCP -> 2!")
+	ready()
+
+	must := func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(client.CoreV1().Nodes().Update(ctx, testNode("zone-a"), metav1.UpdateOptions{}))
+	v.await(t, s, "web 10.96.0.1:80/TCP -> 1!")
+	must(client.DiscoveryV1().EndpointSlices("default").Create(ctx, testSlice("web", "web-2", "10.0.0.3 zone=zone-a"), metav1.CreateOptions{}))
+	v.await(t, s, "web 10.96.0.1:80/TCP -> 1! 3!")
+	must(client.DiscoveryV1().EndpointSlices("default").Update(ctx, testSlice("web", "web-2", "10.0.0.4 zone=zone-a"), metav1.UpdateOptions{}))
+	v.await(t, s, "web 10.96.0.1:80/TCP -> 1! 4!")
+	must(client.CoreV1().Services("default").Create(ctx, testService("b", clusterIP("10.96.0.2")), metav1.CreateOptions{}))
+	v.await(t, s, "b 10.96.0.2:80/TCP -> reject", "web 10.96.0.1:80/TCP -> 1! 4!")
+	must(nil, client.DiscoveryV1().EndpointSlices("default").Delete(ctx, "web-1", metav1.DeleteOptions{}))
+	must(nil, client.CoreV1().Services("default").Delete(ctx, "b", metav1.DeleteOptions{}))
+	v.await(t, s, "web 10.96.0.1:80/TCP -> 4!")
+	must(nil, client.CoreV1().Nodes().Delete(ctx, thisNode, metav1.DeleteOptions{}))
+	must(nil, client.CoreV1().Services("default").Delete(ctx, "web", metav1.DeleteOptions{}))
+	v.await(t, s)
+}
+
+func TestKubernetesSourceWaitsForEveryList(t *testing.T) {
+	client, _ := watched(t, testService("web"))
+	refused := make(chan struct{}, 100)
+	allow := make(chan struct{})
+	client.PrependReactor("list", "endpointslices", func(k8stesting.Action) (bool, runtime.Object, error) {
+		select {
+		case <-allow:
+			return false, nil, nil
+		default:
+			refused <- struct{}{}
+			return true, nil, errors.New("the API server is down")
+		}
+	})
+	s := New(testOptions(), discard(), nil)
+	run(t, func(ctx context.Context) error { return RunKubernetes(ctx, client, s) })
+	<-refused
+	<-refused // client-go tries again
+	if cs, full := s.Take(); cs != nil || full {
+		t.Errorf("got %v, full %v before the slices were listed", cs, full)
+	}
+	close(allow)
+	view{}.await(t, s, "web 10.96.0.1:80/TCP -> reject")
+}
+
+func TestSelectorsOfListsAndWatches(t *testing.T) {
+	client := fake.NewClientset()
+	got := map[string]string{}
+	client.PrependReactor("list", "*", func(a k8stesting.Action) (bool, runtime.Object, error) {
+		o := a.(k8stesting.ListActionImpl).ListOptions
+		got["list "+a.GetResource().Resource] = o.LabelSelector + " & " + o.FieldSelector
+		return false, nil, nil
+	})
+	client.PrependWatchReactor("*", func(a k8stesting.Action) (bool, watch.Interface, error) {
+		o := a.(k8stesting.WatchActionImpl).ListOptions
+		got["watch "+a.GetResource().Resource] = o.LabelSelector + " & " + o.FieldSelector
+		return false, nil, nil
+	})
+	for _, lw := range []*cache.ListWatch{serviceWatch(client), sliceWatch(client), nodeWatch(client, thisNode)} {
+		if _, err := lw.ListWithContext(t.Context(), metav1.ListOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		w, err := lw.WatchWithContext(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Stop()
+	}
+	for resource, want := range map[string]string{
+		"services":       "!service.kubernetes.io/service-proxy-name & spec.clusterIP!=None",
+		"endpointslices": "!service.kubernetes.io/headless & ",
+		"nodes":          " & metadata.name=node-a",
+	} {
+		for _, verb := range []string{"list ", "watch "} {
+			if got[verb+resource] != want {
+				t.Errorf("%s%s: got selectors %q, want %q", verb, resource, got[verb+resource], want)
+			}
+		}
+	}
+}
+
+func TestRelistForgetsWhatIsGone(t *testing.T) {
+	s := New(testOptions(), discard(), nil)
+	services, sls, nodes := newServiceSink(s), newSliceSink(s), newNodeSink(s)
+	replace := func(k cache.ReflectorStore, objects ...any) {
+		t.Helper()
+		if err := k.Replace(objects, "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := view{}
+	replace(services, testService("a"), testService("b", clusterIP("10.96.0.2")))
+	replace(sls, testSlice("a", "a-1", "10.0.0.1"), testSlice("a", "a-2", "10.0.0.2"))
+	replace(nodes, testNode("zone-a"))
+	v.await(t, s, "a 10.96.0.1:80/TCP -> 1! 2!", "b 10.96.0.2:80/TCP -> reject")
+	replace(services, testService("a"))
+	replace(sls, testSlice("a", "a-2", "10.0.0.2"))
+	replace(nodes)
+	v.await(t, s, "a 10.96.0.1:80/TCP -> 2!")
+	if s.zone != "" {
+		t.Errorf("zone %q of a Node that is gone", s.zone)
+	}
+}
+
+func TestReflectorHoldsOnlyParsedForms(t *testing.T) {
+	s := New(testOptions(), discard(), nil)
+	k := newSliceSink(s)
+	tmp := cache.NewStore(cache.DeletionHandlingMetaNamespaceKeyFunc, cache.WithTransformer(k.Transformer()))
+	if err := tmp.Add(testSlice("web", "web-1", "10.0.0.1")); err != nil {
+		t.Fatal(err)
+	}
+	if keys := tmp.ListKeys(); len(keys) != 1 || keys[0] != "default/web-1" {
+		t.Errorf("got keys %q, want default/web-1", keys)
+	}
+	if _, ok := tmp.List()[0].(*compact); !ok {
+		t.Errorf("the reflector keeps a %T", tmp.List()[0])
+	}
+	if err := k.Replace(tmp.List(), "1"); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.slices) != 1 {
+		t.Errorf("got %d slices, want 1", len(s.slices))
+	}
+	if err := newServiceSink(s).Add(testSlice("web", "web-1")); err == nil || !strings.Contains(err.Error(), "services: unexpected type") {
+		t.Errorf("a slice among services: got error %v", err)
+	}
+	if err := k.Add(&discovery.EndpointSliceList{}); err == nil {
+		t.Error("a list among slices: got no error")
+	}
+}
+
+func TestEventsAreWrittenToTheServer(t *testing.T) {
+	client := fake.NewClientset()
+	created := make(chan *v1.Event, 10)
+	client.PrependReactor("create", "events", func(a k8stesting.Action) (bool, runtime.Object, error) {
+		e := a.(k8stesting.CreateAction).GetObject().(*v1.Event)
+		created <- e
+		return true, e, nil
+	})
+	r := NewEventReporter(client, thisNode, discard())
+	r.ServiceEvent(object("web"), v1.EventTypeWarning, ReasonConflict, "50% is not a format")
+	run(t, func(ctx context.Context) error {
+		return r.Run(ctx, func(o lb.Object) string { return "uid-of-" + o.Name })
+	})
+	select {
+	case e := <-created:
+		o := e.InvolvedObject
+		if o.Kind != "Service" || o.Namespace != "default" || o.Name != "web" || o.UID != "uid-of-web" || o.APIVersion != "v1" {
+			t.Errorf("the event is about %v", o)
+		}
+		if e.Reason != ReasonConflict || e.Message != "50% is not a format" || e.Source.Host != thisNode || e.Source.Component != component {
+			t.Errorf("got %v", e)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("no event was created")
+	}
+}
+
+func TestReporterNeverBlocks(t *testing.T) {
+	l := newLogged()
+	r := NewEventReporter(fake.NewClientset(), thisNode, logger(l))
+	for range eventQueue + 1 {
+		r.ServiceEvent(object("web"), v1.EventTypeWarning, ReasonConflict, "m")
+	}
+	l.await(t, "event dropped")
+}
+
+// TestStreamedListIsParsedAsItArrives plays an API server that streams its list,
+// which the fake client cannot.
+func TestStreamedListIsParsedAsItArrives(t *testing.T) {
+	o := testOptions()
+	o.Sources = []Source{Services}
+	s := New(o, discard(), nil)
+	w := watch.NewFakeWithChanSize(10, false)
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
+			t.Error("listed, not streamed")
+			return &v1.ServiceList{}, nil
+		},
+		WatchFuncWithContext: func(_ context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			if o.SendInitialEvents == nil || !*o.SendInitialEvents {
+				t.Error("the watch does not ask for what exists")
+			}
+			return w, nil
+		},
+	}
+	w.Add(testService("a"))
+	w.Add(testService("b", clusterIP("10.96.0.2")))
+	w.Action(watch.Bookmark, &v1.Service{ObjectMeta: metav1.ObjectMeta{
+		ResourceVersion: "9", Annotations: map[string]string{metav1.InitialEventsAnnotationKey: "true"},
+	}})
+	r := cache.NewReflectorWithOptions(lw, &v1.Service{}, newServiceSink(s), cache.ReflectorOptions{Name: "test"})
+	run(t, func(ctx context.Context) error {
+		r.RunWithContext(ctx)
+		return nil
+	})
+	v := view{}
+	v.await(t, s, "a 10.96.0.1:80/TCP -> reject", "b 10.96.0.2:80/TCP -> reject")
+	w.Delete(testService("a"))
+	v.await(t, s, "b 10.96.0.2:80/TCP -> reject")
+}

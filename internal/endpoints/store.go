@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoints
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+
+	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// Source is where objects come from. Nothing is published before every source
+// has listed once: a partial list would take away what still exists.
+type Source string
+
+// The sources.
+const (
+	Services       Source = "services"
+	EndpointSlices Source = "endpointslices"
+	Node           Source = "node"
+	Manifests      Source = "manifests"
+)
+
+// KubernetesSources are those that RunKubernetes feeds.
+var KubernetesSources = []Source{Services, EndpointSlices, Node}
+
+// Reporter tells the owner of a Service about it. It must not block and is called
+// without locks held; eventtype is Normal or Warning, reason a CamelCase word.
+type Reporter interface {
+	ServiceEvent(obj lb.Object, eventtype, reason, message string)
+}
+
+// Store holds what is known of Services, EndpointSlices and the own Node, in a
+// compact form, and says which Services changed. All methods may be called from
+// any goroutine; objects handed in are not kept.
+type Store struct {
+	opts     Options
+	log      *slog.Logger
+	reporter Reporter
+	wake     chan struct{}
+
+	mu       sync.Mutex
+	waiting  map[Source]bool
+	taken    bool // the first Take has happened
+	zone     string
+	entries  map[lb.Object]*entry
+	slices   map[lb.Object]*entry // by the slice's name
+	claims   *claims
+	dirty    []*entry
+	problems tracker
+	fresh    []Problem // to be reported when the lock is released
+}
+
+// entry is everything about one Service name. It exists while there is a Service,
+// a slice of it, or something published that is to be withdrawn.
+type entry struct {
+	obj       lb.Object
+	svc       *service // nil when only slices are known
+	slices    []*slice // sorted by name
+	published []*lb.Service
+	dirty     bool // is in Store.dirty
+}
+
+// New returns an empty Store. reporter may be nil.
+func New(o Options, log *slog.Logger, reporter Reporter) *Store {
+	if o.Sources == nil {
+		o.Sources = KubernetesSources
+	}
+	s := &Store{
+		opts:     o,
+		log:      log,
+		reporter: reporter,
+		wake:     make(chan struct{}, 1),
+		waiting:  map[Source]bool{},
+		entries:  map[lb.Object]*entry{},
+		slices:   map[lb.Object]*entry{},
+		claims:   newClaims(),
+		problems: tracker{},
+	}
+	for _, src := range o.Sources {
+		s.waiting[src] = true
+	}
+	return s
+}
+
+// UpsertService stores svc in place of what had its name.
+func (s *Store) UpsertService(svc *v1.Service) {
+	s.locked(func() { s.putService(parseService(svc, &s.opts)) })
+}
+
+// DeleteService forgets a Service. One that is not there is no error.
+func (s *Store) DeleteService(obj lb.Object) { s.locked(func() { s.dropService(obj) }) }
+
+// UpsertSlice stores sl in place of what had its name.
+func (s *Store) UpsertSlice(sl *discovery.EndpointSlice) {
+	s.locked(func() { s.putSlice(parseSlice(sl, &s.opts)) })
+}
+
+// DeleteSlice forgets an EndpointSlice. One that is not there is no error.
+func (s *Store) DeleteSlice(obj lb.Object) { s.locked(func() { s.dropSlice(obj) }) }
+
+// UpsertNode takes over the zone of the own Node; others are ignored.
+func (s *Store) UpsertNode(n *v1.Node) { s.locked(func() { s.putNode(parseNode(n)) }) }
+
+// DeleteNode forgets the zone if name is the own Node.
+func (s *Store) DeleteNode(name string) { s.locked(func() { s.putNode(&node{name: name}) }) }
+
+// MarkSynced says that src has listed everything it has.
+func (s *Store) MarkSynced(src Source) {
+	s.locked(func() {
+		if !s.waiting[src] {
+			return
+		}
+		delete(s.waiting, src)
+		if len(s.waiting) == 0 {
+			s.nudge()
+		}
+	})
+}
+
+// Dirty has a value when Take may have something. Its capacity is 1: a burst of
+// events is one wake-up.
+func (s *Store) Dirty() <-chan struct{} { return s.wake }
+
+// Take returns the Services that differ from what it returned before, sorted by
+// name. It returns nothing until every source has listed. The first result after
+// that is everything there is, and full: what it does not name does not exist.
+func (s *Store) Take() (changes []lb.Change, full bool) {
+	s.locked(func() {
+		if len(s.waiting) > 0 {
+			return
+		}
+		full = !s.taken
+		s.taken = true
+		dirty := s.dirty
+		s.dirty = nil
+		slices.SortFunc(dirty, func(a, b *entry) int { return compareObjects(a.obj, b.obj) })
+		for _, e := range dirty {
+			e.dirty = false
+			if s.publish(e) {
+				changes = append(changes, lb.Change{Object: e.obj, Services: e.published})
+			}
+			if e.svc == nil && len(e.slices) == 0 {
+				delete(s.entries, e.obj)
+			}
+		}
+	})
+	return changes, full
+}
+
+// Problems returns what is wrong now, sorted by object.
+func (s *Store) Problems() []Problem {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.problems.all()
+}
+
+// UID returns the UID of a Service, or "" if it has none or is not there.
+func (s *Store) UID(obj lb.Object) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[obj]; e != nil && e.svc != nil {
+		return e.svc.uid
+	}
+	return ""
+}
+
+// publish resolves e and tells whether the result is another one than before.
+func (s *Store) publish(e *entry) bool {
+	var next []*lb.Service
+	var ps []Problem
+	if e.svc != nil {
+		next, ps = resolve(e.svc, e.slices, s.zone, func(fe lb.Frontend) *Problem { return s.lost(e, fe) })
+	}
+	s.setProblems(owner{KindService, e.obj}, ps)
+	same := 0
+	for i, svc := range next {
+		j, found := slices.BinarySearchFunc(e.published, svc.Name, func(p *lb.Service, n lb.ServiceName) int { return p.Name.Compare(n) })
+		if found && equalServices(e.published[j], svc) {
+			next[i] = e.published[j] // what did not change stays the same value
+			same++
+		}
+	}
+	if same == len(next) && same == len(e.published) {
+		return false
+	}
+	e.published = next
+	return true
+}
+
+// lost returns the problem of a frontend that an older Service has.
+func (s *Store) lost(e *entry, fe lb.Frontend) *Problem {
+	h := s.claims.holder[fe.FrontendKey]
+	if h == e || h == nil {
+		return nil
+	}
+	return &Problem{
+		Kind: KindService, Object: e.obj, Field: fmt.Sprintf("%s %s", fe.Type, fe.FrontendKey), Reason: ReasonConflict,
+		Err: fmt.Errorf("is served by Service %s, which has precedence", h.obj),
+	}
+}
+
+// setProblems makes ps the problems of o; those that are new will be reported.
+// s.mu is held.
+func (s *Store) setProblems(o owner, ps []Problem) {
+	s.fresh = append(s.fresh, s.problems.set(o, ps)...)
+}
+
+// locked runs f under the lock, and reports what it found when the lock is free.
+func (s *Store) locked(f func()) {
+	s.mu.Lock()
+	f()
+	fresh := s.fresh
+	s.fresh = nil
+	s.mu.Unlock()
+	for _, p := range fresh {
+		s.log.Warn("not served as asked", "kind", p.Kind, "object", p.Object, "field", p.Field, "reason", p.Reason, "error", p.Err)
+		if p.Kind == KindService && s.reporter != nil {
+			s.reporter.ServiceEvent(p.Object, v1.EventTypeWarning, p.Reason, p.Message())
+		}
+	}
+}
+
+// nudge wakes the consumer.
+func (s *Store) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // it has not yet looked
+	}
+}
+
+func compareObjects(a, b lb.Object) int {
+	if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Name, b.Name)
+}
+
+func compareSlices(a, b *slice) int { return compareObjects(a.obj, b.obj) }
+
+func equalServices(a, b *lb.Service) bool {
+	return a.Name == b.Name && a.Algorithm == b.Algorithm && slices.Equal(a.Frontends, b.Frontends) &&
+		equalPools(&a.Cluster, &b.Cluster) && equalPools(&a.Local, &b.Local)
+}
+
+func equalPools(a, b *lb.Pool) bool {
+	return a.Empty == b.Empty && slices.Equal(a.Backends, b.Backends)
+}
