@@ -65,6 +65,8 @@ type Dataplane struct {
 	progs programs
 	wake  chan struct{} // capacity 1: something was retired
 
+	attached map[int]device // by index; used by Open, then by Run
+
 	reclaiming sync.Mutex // held while a grace period passes
 
 	mu         sync.Mutex // guards everything below
@@ -80,7 +82,8 @@ type Dataplane struct {
 }
 
 // Open adopts what an earlier agent left below opts.BPFFS, or creates it, and
-// attaches the socket programs. Nothing that was served before is interrupted.
+// attaches the programs, to the devices of the calling thread's network
+// namespace among others. Nothing that was served before is interrupted.
 // It returns an error that wraps ErrRunning if another process has it open.
 func Open(opts Options) (*Dataplane, error) {
 	if os.Geteuid() != 0 {
@@ -100,6 +103,7 @@ func Open(opts Options) (*Dataplane, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
+	d.lookAtDevices() // so that whoever waits for the first Sync has the packet path too
 	return d, nil
 }
 
@@ -108,7 +112,7 @@ func openState(opts Options) (_ *Dataplane, err error) {
 	if err := requireFilesystems(opts); err != nil {
 		return nil, err
 	}
-	d := &Dataplane{opts: opts, wake: make(chan struct{}, 1)}
+	d := &Dataplane{opts: opts, wake: make(chan struct{}, 1), attached: map[int]device{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())

@@ -44,14 +44,13 @@ type nodeAddr struct {
 // followDevices keeps programs on every device, and the tables of addresses
 // right, until ctx is done.
 func (d *Dataplane) followDevices(ctx context.Context) error {
-	attached := map[int]device{}
 	for {
 		events, err := subscribe(ctx)
 		if err != nil {
 			return fmt.Errorf("follow network devices: %w", err)
 		}
 		for open := true; open; {
-			d.lookAtDevices(attached)
+			d.lookAtDevices()
 			open = waitForEvent(ctx, events)
 		}
 		if ctx.Err() != nil {
@@ -62,26 +61,26 @@ func (d *Dataplane) followDevices(ctx context.Context) error {
 
 // lookAtDevices makes the kernel's programs and tables fit the node's network as
 // it is now. What fails is tried again at the next look.
-func (d *Dataplane) lookAtDevices(attached map[int]device) {
+func (d *Dataplane) lookAtDevices() {
 	net, err := readNodeNet()
 	if err != nil {
 		d.opts.Log.Warn("network devices cannot be listed", "err", err)
 		return
 	}
-	d.attachDevices(net.devices, attached)
+	d.attachDevices(net.devices)
 	if err := d.syncAddrs(net); err != nil {
 		d.opts.Log.Warn("node addresses cannot be stored", "err", err)
 	}
 }
 
-func (d *Dataplane) attachDevices(devices []device, attached map[int]device) {
+func (d *Dataplane) attachDevices(devices []device) {
 	present := map[int]bool{}
 	for _, dev := range devices {
 		if !d.wantsDevice(dev.name) {
 			continue
 		}
 		present[dev.index] = true
-		if attached[dev.index] == dev {
+		if d.attached[dev.index] == dev {
 			continue
 		}
 		err := d.attachDevice(dev.index, dev.hasL2)
@@ -90,18 +89,18 @@ func (d *Dataplane) attachDevices(devices []device, attached map[int]device) {
 		case err != nil:
 			d.opts.Log.Warn("device is not served", "device", dev.name, "err", err)
 		default:
-			attached[dev.index] = dev
+			d.attached[dev.index] = dev
 			d.opts.Log.Debug("device is served", "device", dev.name)
 		}
 	}
-	for index, dev := range attached {
+	for index, dev := range d.attached {
 		if present[index] {
 			continue
 		}
 		if err := d.detachDevice(index); err != nil {
 			d.opts.Log.Warn("pin of a device that is gone stays", "device", dev.name, "err", err)
 		}
-		delete(attached, index)
+		delete(d.attached, index)
 	}
 }
 

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/lab"
+)
+
+const (
+	patience = 3 * time.Second        // how long a client waits for an answer
+	silence  = 500 * time.Millisecond // and where none is expected
+	resent   = time.Second            // after which TCP sends a lost SYN again
+)
+
+// row is one line of the table: a client dials a frontend some times.
+type row struct {
+	svc  *service
+	to   frontend
+	from *client
+	want want
+	n    int
+
+	answers map[string]int         // by pod
+	other   map[lab.Kind]int       // outcomes without an answer
+	peers   map[netip.AddrPort]int // what the client saw as the other end
+	sources map[netip.Addr]int     // what the servers saw as their client
+	faults  []string               // nil: as the manifests demand
+}
+
+// rows lists who dials what of a Service. Of a headless one the first pod of
+// each port will do.
+func rows(s *service, clients []*client, n int) []*row {
+	var out []*row
+	for _, f := range s.frontends() {
+		if s.headless() && slices.ContainsFunc(out, func(r *row) bool { return r.to.port == f.port }) {
+			continue
+		}
+		for _, c := range clients {
+			if f.local && c.host.Name != lab.Node {
+				continue
+			}
+			out = append(out, &row{svc: s, to: f, from: c, want: s.expect(f, c), n: n})
+		}
+	}
+	return out
+}
+
+// measure dials and judges. It does not repeat what nobody answers.
+func (r *row) measure(ctx context.Context) error {
+	r.answers, r.other = map[string]int{}, map[lab.Kind]int{}
+	r.peers, r.sources = map[netip.AddrPort]int{}, map[netip.Addr]int{}
+	r.faults = nil
+	req := lab.Request{Proto: r.to.proto, To: r.to.addr, Timeout: patience}
+	if r.want.kind != lab.OK {
+		req.Timeout = silence
+		req.Connected = true // else a UDP socket is not told that it was refused
+	}
+	for _, n := range []int{1, r.n - 1} {
+		if n == 0 || r.other[lab.Timeout] > 0 {
+			break
+		}
+		results, err := r.from.host.DialMany(ctx, req, n)
+		if err != nil {
+			return fmt.Errorf("%s dials %s: %w", r.from.host.Name, r.to.addr, err)
+		}
+		for _, res := range results {
+			r.note(res)
+		}
+	}
+	if r.want.even && r.want.kind == lab.OK {
+		r.checkEven()
+	}
+	return nil
+}
+
+// note counts one result and what is wrong with it.
+func (r *row) note(res lab.Result) {
+	if res.Kind != lab.OK {
+		r.other[res.Kind]++
+		if res.Kind != r.want.kind {
+			r.fault("%s instead of %s: %s", res.Kind, r.want.kind, res.Err)
+		}
+		return
+	}
+	r.answers[res.Backend]++
+	r.peers[res.Peer]++
+	r.sources[res.Seen.Addr()]++
+	server, allowed := r.want.servers[res.Backend]
+	switch {
+	case r.want.kind != lab.OK:
+		r.fault("%s answered, want %s", res.Backend, r.want.kind)
+	case !allowed:
+		r.fault("%s answered and is no backend here", res.Backend)
+	case res.ServerLocal != server:
+		r.fault("%s answered at %s, want %s", res.Backend, res.ServerLocal, server)
+	case res.Peer != r.to.addr:
+		r.fault("the client saw %s as its peer", res.Peer)
+	case res.Took >= resent:
+		r.fault("a packet was lost: the answer took %s", res.Took.Round(time.Millisecond))
+	case !slices.Contains(r.want.sources, res.Seen.Addr()):
+		r.fault("%s saw %s as its client, want %s", res.Backend, res.Seen.Addr(), r.want.sources[0])
+	}
+}
+
+// fault notes what is wrong, once.
+func (r *row) fault(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !slices.Contains(r.faults, text) {
+		r.faults = append(r.faults, text)
+	}
+}
+
+// checkEven checks that the servers took turns.
+func (r *row) checkEven() {
+	least, most := r.n, 0
+	for pod := range r.want.servers {
+		least, most = min(least, r.answers[pod]), max(most, r.answers[pod])
+	}
+	if uneven := min(r.n%len(r.want.servers), 1); most-least > uneven {
+		r.fault("round-robin: between %d and %d answers per backend", least, most)
+	}
+}
+
+// checkCoverage finds backends that never answered although they should: in all
+// rows together that may use the same ones, which makes chance no excuse.
+func checkCoverage(rs []*row) []string {
+	var faults []string
+	type group struct{ port, servers string }
+	answers, total := map[group]map[string]int{}, map[group]int{}
+	for _, r := range rs {
+		g := group{r.to.port, fmt.Sprint(slices.Sorted(maps.Keys(r.want.servers)))}
+		if answers[g] == nil {
+			answers[g] = map[string]int{}
+			for pod := range r.want.servers {
+				answers[g][pod] = 0
+			}
+		}
+		for pod, n := range r.answers {
+			answers[g][pod] += n
+			total[g] += n
+		}
+	}
+	for g, by := range answers {
+		for pod, n := range by {
+			if n == 0 && total[g] >= 20*len(by) {
+				faults = append(faults, fmt.Sprintf("%s: %s got none of %d connections", g.port, pod, total[g]))
+			}
+		}
+	}
+	slices.Sort(faults)
+	return faults
+}
+
+// most returns the key with the highest count.
+func most[K cmp.Ordered](counts map[K]int) (best K) {
+	for _, k := range slices.Sorted(maps.Keys(counts)) {
+		if counts[k] > counts[best] {
+			best = k
+		}
+	}
+	return best
+}
