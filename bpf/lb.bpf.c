@@ -42,6 +42,27 @@ static __always_inline bool masquerades(const struct packet *pkt, const struct f
 	       addr_equal(&pkt->t.saddr, &c->addr);
 }
 
+/*
+ * A client may use one port for a VIP and for one of its backends directly: then
+ * the backend could not tell the two apart, and neither could we its replies.
+ * Such a direct connection gets another port, as any other that collides.
+ */
+static __always_inline int ingress_direct(struct __sk_buff *skb, const struct packet *pkt)
+{
+	struct tuple reply = tuple_inverse(&pkt->t, HOOK_EGRESS);
+	struct choice c = { .addr = pkt->t.daddr, .port = pkt->t.dport };
+	struct translation tr = {};
+	int err;
+
+	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN ||
+	    !bpf_map_lookup_elem(&conns, &reply))
+		return NEXT;
+	err = conn_create(&pkt->t, &c, false, &tr);
+	if (!err)
+		err = rewrite(skb, pkt, &tr);
+	return err ? drop(err) : NEXT;
+}
+
 /* Serves the first packet of a connection, if it is to one of our frontends. */
 static __always_inline int ingress_new(struct __sk_buff *skb, const struct packet *pkt)
 {
@@ -52,8 +73,10 @@ static __always_inline int ingress_new(struct __sk_buff *skb, const struct packe
 	bool inside;
 	int err;
 
-	if (pkt->tcp_flags & TCP_RST || packet_frontend(pkt, &fe))
+	if (pkt->tcp_flags & TCP_RST)
 		return NEXT;
+	if (packet_frontend(pkt, &fe))
+		return ingress_direct(skb, pkt);
 	inside = is_pod_addr(&pkt->t.saddr);
 	scope = fe.flags & (inside ? FE_INSIDE_LOCAL : FE_OUTSIDE_LOCAL) ? SCOPE_LOCAL :
 									   SCOPE_CLUSTER;
@@ -75,6 +98,8 @@ static __always_inline int ingress(struct __sk_buff *skb, __u32 l3)
 	struct conn *c;
 	int err;
 
+	if (skb->pkt_type == PACKET_OTHERHOST) /* flooded, or on its way through a bridge */
+		return NEXT;
 	err = parse(skb, l3, HOOK_INGRESS, &pkt);
 	if (err < 0)
 		count_drop(-err);
@@ -91,9 +116,8 @@ static __always_inline int ingress(struct __sk_buff *skb, __u32 l3)
 	}
 	if (!c)
 		return ingress_new(skb, &pkt);
-	conn_touch(c);
-	if (c->flags & CONN_FORWARD && conn_bits(&pkt, CONN_FIN_CLIENT))
-		conn_mark(c, conn_bits(&pkt, CONN_FIN_CLIENT));
+	if (c->flags & CONN_FORWARD)
+		conn_request(&pkt, c);
 	tr = (struct translation){ c->addr, c->port, c->other_port };
 	err = rewrite(skb, &pkt, &tr);
 	return err ? drop(err) : NEXT;
@@ -103,7 +127,7 @@ static __always_inline int ingress(struct __sk_buff *skb, __u32 l3)
  * A process of this node may send to a frontend whose answer is silence; the
  * socket programs leave that to here.
  */
-static __always_inline int egress_own(struct __sk_buff *skb, const struct packet *pkt)
+static __noinline int egress_own(struct __sk_buff *skb, const struct packet *pkt)
 {
 	struct pool p = {};
 	struct frontend fe;

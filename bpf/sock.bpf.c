@@ -160,8 +160,12 @@ int lb_sock_release(struct bpf_sock *ctx)
 {
 	struct sock_state *st = bpf_sk_storage_get(&sock_states, ctx, 0, 0);
 
-	if (st)
-		sock_closed(st, false);
+	if (!st)
+		return ALLOW;
+	/* Here before the state machine: a client that gave up connecting is a failure. */
+	sock_closed(st, ctx->type == SOCK_STREAM && ctx->state == BPF_TCP_SYN_SENT);
+	if (st->flow_port)
+		udp_release(ctx, st);
 	return ALLOW;
 }
 

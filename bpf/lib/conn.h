@@ -15,6 +15,7 @@ const volatile __u16 snat_port_max = 32767;
 /* Idle times after which a connection is forgotten, in seconds. */
 const volatile __u32 tcp_syn_timeout = 60;
 const volatile __u32 tcp_timeout = 24 * 60 * 60;
+const volatile __u32 tcp_half_closed_timeout = 60 * 60;
 const volatile __u32 tcp_closed_timeout = 60;
 const volatile __u32 udp_timeout = 30;
 const volatile __u32 udp_stream_timeout = 120;
@@ -79,25 +80,27 @@ static __always_inline void conn_mark(struct conn *fwd, __u32 bits)
 }
 
 /* Removes every entry of a connection and counts its end. */
-static __always_inline void conn_remove(const struct tuple *key, struct conn *fwd)
+static __noinline int conn_remove(const struct tuple *key, struct conn *fwd)
 {
 	struct tuple reply = reply_key(key, fwd);
-	struct tuple snat = tuple_inverse(&reply, HOOK_EGRESS);
-	struct tuple unsnat;
+	struct tuple snat;
 	struct conn *c;
 
 	conn_mark(fwd, CONN_CLOSED);
-	c = bpf_map_lookup_elem(&conns, &snat);
-	if (c) {
-		unsnat = reply;
-		unsnat.hook = HOOK_INGRESS;
-		unsnat.daddr = c->addr;
-		unsnat.dport = c->port;
-		bpf_map_delete_elem(&conns, &snat);
-		bpf_map_delete_elem(&conns, &unsnat);
-	}
-	bpf_map_delete_elem(&conns, &reply);
+	if (bpf_map_lookup_elem(&conns, key) != fwd)
+		return 0; /* somebody else removed it, and it may have started again */
 	bpf_map_delete_elem(&conns, key);
+	bpf_map_delete_elem(&conns, &reply);
+	snat = tuple_inverse(&reply, HOOK_EGRESS);
+	c = bpf_map_lookup_elem(&conns, &snat);
+	if (!c)
+		return 0;
+	reply.hook = HOOK_INGRESS; /* makes it the key of unsnat */
+	reply.daddr = c->addr;
+	reply.dport = c->port;
+	bpf_map_delete_elem(&conns, &snat);
+	bpf_map_delete_elem(&conns, &reply);
+	return 0;
 }
 
 static __always_inline void conn_touch(struct conn *c)
@@ -118,6 +121,19 @@ static __always_inline __u32 conn_bits(const struct packet *pkt, __u32 side)
 	if (pkt->tcp_flags & TCP_RST)
 		bits |= CONN_CLOSED;
 	return bits;
+}
+
+/* Follows the state of a connection on a packet that the client sent. */
+static __always_inline void conn_request(const struct packet *pkt, struct conn *fwd)
+{
+	__u32 bits = conn_bits(pkt, CONN_FIN_CLIENT);
+
+	conn_touch(fwd);
+	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_ACK &&
+	    (fwd->state & (CONN_REPLIED | CONN_ACKED)) == CONN_REPLIED)
+		bits |= CONN_ACKED;
+	if (bits)
+		conn_mark(fwd, bits);
 }
 
 /*
@@ -203,8 +219,8 @@ static __always_inline int conn_insert_snat(const struct tuple *key, const struc
  * packets that race, the second finds the first one's entry. Returns 0 and
  * fills tr, or a negative reason.
  */
-static __always_inline int conn_create(const struct tuple *key, const struct choice *c, bool snat,
-				       struct translation *tr)
+static __noinline int conn_create(const struct tuple *key, const struct choice *c, bool snat,
+				  struct translation *tr)
 {
 	struct conn fwd = {
 		.addr = c->addr,
@@ -241,7 +257,7 @@ static __always_inline int conn_create(const struct tuple *key, const struct cho
 }
 
 /* Says whether a socket of this node has the port that unsnat would take. */
-static __always_inline bool port_taken(struct __sk_buff *skb, const struct tuple *unsnat)
+static __noinline bool port_taken(struct __sk_buff *skb, const struct tuple *unsnat)
 {
 	struct bpf_sock_tuple st = {};
 	struct bpf_sock *sk;
@@ -285,6 +301,36 @@ static __always_inline int snat_addr(struct __sk_buff *skb, const struct packet 
 	return 0;
 }
 
+/*
+ * Frees the port of an unsnat entry whose connection has ended but is still
+ * remembered. Says if it did.
+ */
+static __always_inline bool snat_reuse(const struct tuple *unsnat)
+{
+	struct conn *c = bpf_map_lookup_elem(&conns, unsnat);
+	struct tuple key;
+
+	if (!c)
+		return true;
+	key = (struct tuple){
+		.saddr = unsnat->saddr,
+		.daddr = c->addr,
+		.sport = unsnat->sport,
+		.dport = c->port,
+		.proto = unsnat->proto,
+		.hook = HOOK_EGRESS,
+	};
+	c = bpf_map_lookup_elem(&conns, &key);
+	if (!c)
+		return false;
+	key = forward_key(&key, c);
+	c = bpf_map_lookup_elem(&conns, &key);
+	if (!c || !(c->state & CONN_CLOSED))
+		return false;
+	conn_remove(&key, c);
+	return true;
+}
+
 /* Inserts the entry for replies to a masqueraded packet, at the first free port. */
 static __always_inline int snat_insert(struct __sk_buff *skb, const struct packet *pkt,
 				       struct tuple *unsnat)
@@ -303,6 +349,8 @@ static __always_inline int snat_insert(struct __sk_buff *skb, const struct packe
 		if (port_taken(skb, unsnat))
 			continue;
 		err = bpf_map_update_elem(&conns, unsnat, &back, BPF_NOEXIST);
+		if (err == -EEXIST && snat_reuse(unsnat))
+			err = bpf_map_update_elem(&conns, unsnat, &back, BPF_NOEXIST);
 		if (!err)
 			return 0;
 		if (err != -EEXIST)
@@ -315,8 +363,7 @@ static __always_inline int snat_insert(struct __sk_buff *skb, const struct packe
  * Chooses the source of a masqueraded connection at its first packet. c is the
  * snat entry. Of two packets that race, one stores its port; the other uses it.
  */
-static __always_inline int snat_allocate(struct __sk_buff *skb, const struct packet *pkt,
-					 struct conn *c)
+static __noinline int snat_allocate(struct __sk_buff *skb, const struct packet *pkt, struct conn *c)
 {
 	struct tuple unsnat = tuple_inverse(&pkt->t, HOOK_INGRESS);
 	union {

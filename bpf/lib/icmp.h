@@ -89,7 +89,7 @@ static __always_inline int icmp_parse_inner(struct __sk_buff *skb, const struct 
  * this hook; what it would do to the reply's destination (ingress) or source
  * (egress) is done to the quoted packet's other side.
  */
-static __always_inline int icmp_translate(struct __sk_buff *skb, struct packet *pkt)
+static __noinline int icmp_translate(struct __sk_buff *skb, struct packet *pkt)
 {
 	bool ingress = pkt->t.hook == HOOK_INGRESS;
 	struct packet in = {};

@@ -19,6 +19,7 @@ struct packet {
 	__u32 l3;
 	__u32 l4;
 	__u32 frag_id;
+	__sum16 ip_check; /* of IPv4 */
 	__u8 v4;
 	__u8 tcp_flags;
 	__u8 icmp_error; /* t.proto is ICMP or ICMPv6, and it is an error */
@@ -30,6 +31,33 @@ enum parsed {
 	PARSED,
 	NOT_OURS, /* neither TCP nor UDP nor an ICMP error */
 };
+
+#define DIRECT_MAX 512 /* headers that start later are read by the helper */
+
+/*
+ * Reads n bytes at off, 1, 2 or a multiple of 4: in place if they are in the linear
+ * part of the packet, as headers nearly always are, otherwise by the helper.
+ */
+static __always_inline int load(struct __sk_buff *skb, __u32 off, void *to, const __u32 n)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+
+	if (off >= DIRECT_MAX)
+		return bpf_skb_load_bytes(skb, off, to, n);
+	data += off;
+	asm volatile("" : "+r"(data)); /* the verifier wants the sum that it checked */
+	if (data + n > end)
+		return bpf_skb_load_bytes(skb, off, to, n);
+	if (n == 1)
+		*(__u8 *)to = *(__u8 *)data;
+	else if (n == 2)
+		*(__u16 *)to = *(__u16 *)data;
+#pragma unroll
+	for (__u32 i = 0; i < n / 4; i++)
+		((__u32 *)to)[i] = ((__u32 *)data)[i];
+	return 0;
+}
 
 static __always_inline struct addr addr_v4(__be32 a)
 {
@@ -46,11 +74,12 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *pkt)
 	struct iphdr ip;
 	__u16 frag;
 
-	if (bpf_skb_load_bytes(skb, pkt->l3, &ip, sizeof(ip)))
+	if (load(skb, pkt->l3, &ip, sizeof(ip)))
 		return NOT_OURS;
 	if (ip.version != 4 || ip.ihl < 5)
 		return -REASON_MALFORMED;
 	pkt->v4 = 1;
+	pkt->ip_check = ip.check;
 	pkt->t.saddr = addr_v4(ip.saddr);
 	pkt->t.daddr = addr_v4(ip.daddr);
 	pkt->t.proto = ip.protocol;
@@ -68,7 +97,7 @@ static __always_inline int parse_fragment(struct __sk_buff *skb, struct packet *
 	struct frag_hdr fh;
 	__u16 frag;
 
-	if (bpf_skb_load_bytes(skb, off, &fh, sizeof(fh)))
+	if (load(skb, off, &fh, sizeof(fh)))
 		return -REASON_MALFORMED;
 	frag = bpf_ntohs(fh.frag_off);
 	pkt->frag_id = fh.identification;
@@ -91,7 +120,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pkt)
 	__u32 off;
 	int next;
 
-	if (bpf_skb_load_bytes(skb, pkt->l3, &ip6, sizeof(ip6)))
+	if (load(skb, pkt->l3, &ip6, sizeof(ip6)))
 		return NOT_OURS;
 	if (ip6.version != 6)
 		return -REASON_MALFORMED;
@@ -107,7 +136,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pkt)
 			off += sizeof(struct frag_hdr);
 			continue;
 		}
-		if (bpf_skb_load_bytes(skb, off, &opt, sizeof(opt)))
+		if (load(skb, off, &opt, sizeof(opt)))
 			return -REASON_MALFORMED;
 		off += next == IPPROTO_AH ? (opt.hdrlen + 2) * 4 : (opt.hdrlen + 1) * 8;
 		next = opt.nexthdr;
@@ -133,12 +162,12 @@ static __always_inline int parse_ports(struct __sk_buff *skb, struct packet *pkt
 {
 	__be16 ports[2];
 
-	if (bpf_skb_load_bytes(skb, pkt->l4, ports, sizeof(ports)))
+	if (load(skb, pkt->l4, ports, sizeof(ports)))
 		return -REASON_MALFORMED;
 	pkt->t.sport = ports[0];
 	pkt->t.dport = ports[1];
 	if (pkt->t.proto == IPPROTO_TCP &&
-	    bpf_skb_load_bytes(skb, pkt->l4 + 13, &pkt->tcp_flags, sizeof(pkt->tcp_flags)))
+	    load(skb, pkt->l4 + 13, &pkt->tcp_flags, sizeof(pkt->tcp_flags)))
 		return -REASON_MALFORMED;
 	return PARSED;
 }
@@ -160,7 +189,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *pkt)
 	int err;
 
 	if (pkt->t.proto == (pkt->v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6)) {
-		if (pkt->frag_later || bpf_skb_load_bytes(skb, pkt->l4, &type, sizeof(type)))
+		if (pkt->frag_later || load(skb, pkt->l4, &type, sizeof(type)))
 			return NOT_OURS;
 		pkt->icmp_error = is_icmp_error(pkt, type);
 		return pkt->icmp_error ? PARSED : NOT_OURS;
@@ -221,45 +250,79 @@ static __always_inline __u32 csum_offset(const struct packet *pkt, __u64 *flags)
 	return pkt->l4 + offsetof(struct udphdr, check);
 }
 
-/* Replaces one address in the network header and in the checksums. */
-static __always_inline int rewrite_addr(struct __sk_buff *skb, const struct packet *pkt, bool dst,
-					const struct addr *from, const struct addr *to)
+/* Sums of 16 bit words in ones' complement, kept in 32 bits (RFC 1624). */
+static __always_inline __u32 csum_add(__u32 a, __u32 b)
 {
-	__u32 off = addr_offset(pkt, dst);
-	__u64 flags = 0;
-	__u32 csum = csum_offset(pkt, &flags);
-	__s64 diff;
-
-	flags |= BPF_F_PSEUDO_HDR;
-	if (pkt->v4) {
-		if (!pkt->frag_later &&
-		    bpf_l4_csum_replace(skb, csum, from->w[3], to->w[3], flags | 4))
-			return -REASON_REWRITE;
-		if (bpf_l3_csum_replace(skb, pkt->l3 + offsetof(struct iphdr, check), from->w[3],
-					to->w[3], 4))
-			return -REASON_REWRITE;
-		return bpf_skb_store_bytes(skb, off, &to->w[3], 4, 0) ? -REASON_REWRITE : 0;
-	}
-	diff = bpf_csum_diff((__be32 *)from, sizeof(*from), (__be32 *)to, sizeof(*to), 0);
-	if (!pkt->frag_later && bpf_l4_csum_replace(skb, csum, 0, diff, flags))
-		return -REASON_REWRITE;
-	return bpf_skb_store_bytes(skb, off, to, sizeof(*to), 0) ? -REASON_REWRITE : 0;
+	a += b;
+	return a + (a < b);
 }
 
-/* Replaces one port; ports of later fragments are not there. */
-static __always_inline int rewrite_port(struct __sk_buff *skb, const struct packet *pkt, bool dst,
-					__be16 from, __be16 to)
+static __always_inline __sum16 csum_fold(__u32 sum)
 {
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* What a checksum over from changes by when to takes its place. */
+static __always_inline __u32 addr_diff(const struct addr *from, const struct addr *to)
+{
+	__u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		sum = csum_add(csum_add(sum, ~from->w[i]), to->w[i]);
+	return sum;
+}
+
+/* An IPv4 header from its checksum on: written in one piece. */
+struct ipv4_end {
+	__sum16 check;
+	__be32 saddr;
+	__be32 daddr;
+} __attribute__((packed));
+
+/* Replaces one address in the network header and in the checksums. */
+static __always_inline int rewrite_addr(struct __sk_buff *skb, const struct packet *pkt, bool dst,
+					const struct addr *to)
+{
+	const struct addr *from = dst ? &pkt->t.daddr : &pkt->t.saddr;
+	__u32 diff = addr_diff(from, to);
+	struct ipv4_end end;
 	__u64 flags = 0;
 	__u32 csum = csum_offset(pkt, &flags);
 
-	if (from == to || pkt->frag_later)
-		return 0;
-	if (bpf_l4_csum_replace(skb, csum, from, to, flags | 2))
+	if (!pkt->frag_later && bpf_l4_csum_replace(skb, csum, 0, diff, flags | BPF_F_PSEUDO_HDR))
 		return -REASON_REWRITE;
-	return bpf_skb_store_bytes(skb, pkt->l4 + (dst ? 2 : 0), &to, sizeof(to), 0) ?
+	if (!pkt->v4)
+		return bpf_skb_store_bytes(skb, addr_offset(pkt, dst), to, sizeof(*to), 0) ?
+			       -REASON_REWRITE :
+			       0;
+	end.saddr = dst ? pkt->t.saddr.w[3] : to->w[3];
+	end.daddr = dst ? to->w[3] : pkt->t.daddr.w[3];
+	end.check = csum_fold(csum_add((__u16)~pkt->ip_check, diff));
+	return bpf_skb_store_bytes(skb, pkt->l3 + offsetof(struct iphdr, check), &end, sizeof(end),
+				   0) ?
 		       -REASON_REWRITE :
 		       0;
+}
+
+/* Replaces both ports; those of later fragments are not there. */
+static __always_inline int rewrite_ports(struct __sk_buff *skb, const struct packet *pkt,
+					 __be16 sport, __be16 dport)
+{
+	union {
+		__be16 port[2];
+		__u32 word;
+	} from = { .port = { pkt->t.sport, pkt->t.dport } }, to = { .port = { sport, dport } };
+	__u64 flags = 0;
+	__u32 csum = csum_offset(pkt, &flags);
+
+	if (from.word == to.word || pkt->frag_later)
+		return 0;
+	if (bpf_l4_csum_replace(skb, csum, from.word, to.word, flags | 4))
+		return -REASON_REWRITE;
+	return bpf_skb_store_bytes(skb, pkt->l4, &to, sizeof(to), 0) ? -REASON_REWRITE : 0;
 }
 
 /* A translation, copied out of the table before the packet is touched. */
@@ -274,13 +337,10 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 				   const struct translation *tr)
 {
 	bool dst = pkt->t.hook == HOOK_INGRESS;
-	int err;
+	int err = rewrite_addr(skb, pkt, dst, &tr->addr);
 
-	err = rewrite_addr(skb, pkt, dst, dst ? &pkt->t.daddr : &pkt->t.saddr, &tr->addr);
 	if (err)
 		return err;
-	err = rewrite_port(skb, pkt, dst, dst ? pkt->t.dport : pkt->t.sport, tr->port);
-	if (err)
-		return err;
-	return rewrite_port(skb, pkt, !dst, dst ? pkt->t.sport : pkt->t.dport, tr->other_port);
+	return dst ? rewrite_ports(skb, pkt, tr->other_port, tr->port) :
+		     rewrite_ports(skb, pkt, tr->port, tr->other_port);
 }

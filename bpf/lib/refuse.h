@@ -31,13 +31,6 @@ struct pseudo6 {
 
 #define REFUSAL_HOPS 64
 
-static __always_inline __sum16 csum_fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
 /* Makes room for len bytes between the link layer and a packet cut to keep bytes. */
 static __always_inline int refusal_room(struct __sk_buff *skb, const struct packet *pkt, __u32 keep,
 					__u32 len)
@@ -166,7 +159,7 @@ static __always_inline int swap_macs(struct __sk_buff *skb)
  * the device it came from. Packets with IP options get no answer. Returns a tc
  * action.
  */
-static __always_inline int refuse_packet(struct __sk_buff *skb, const struct packet *pkt)
+static __noinline int refuse_packet(struct __sk_buff *skb, const struct packet *pkt)
 {
 	__u32 header = pkt->v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	int err;

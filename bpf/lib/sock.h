@@ -21,9 +21,15 @@ static __always_inline void sock_closed(struct sock_state *st, bool failed)
 		count_closed(st->backend, failed);
 }
 
+static __always_inline bool addr_is_unspecified(const struct addr *a)
+{
+	return !a->w[0] && !a->w[1] && (!a->w[2] || a->w[2] == V4_MAPPED) && !a->w[3];
+}
+
 /*
- * Looks up what the process of ctx asked for. Loopback addresses are NodePorts
- * only in the node's own network namespace.
+ * Looks up what the process of ctx asked for. Loopback addresses, and the
+ * unspecified ones, which mean the same, are NodePorts only in the node's own
+ * network namespace.
  */
 static __always_inline int sock_frontend(struct bpf_sock_addr *ctx, const struct remote *to,
 					 struct frontend *fe)
@@ -34,9 +40,9 @@ static __always_inline int sock_frontend(struct bpf_sock_addr *ctx, const struct
 		.proto = to->proto,
 	};
 
-	if (!frontend_read(&key, fe))
+	if (!addr_is_unspecified(&key.addr) && !frontend_read(&key, fe))
 		return 0;
-	if (addr_is_loopback(&key.addr)) {
+	if (addr_is_loopback(&key.addr) || addr_is_unspecified(&key.addr)) {
 		if (bpf_get_netns_cookie(ctx) != host_netns)
 			return -ENOENT;
 	} else if (!is_node_addr(&key.addr)) {
@@ -106,66 +112,129 @@ static __always_inline bool sock_original(const struct sock_state *st, struct re
 	return true;
 }
 
-/* Removes both halves of a flow whose backend is gone, and counts its end. */
-static __always_inline void udp_forget(const struct udp_flow_key *key, struct udp_flow *flow)
+/* Key of the half of a flow that finds the VIP again. */
+static __always_inline struct udp_flow_key udp_back_key(const struct udp_flow_key *key,
+							const struct udp_flow *flow)
 {
-	struct udp_flow_key back = {
+	return (struct udp_flow_key){
 		.cookie = key->cookie,
 		.addr = flow->addr,
 		.port = flow->port,
 		.direction = UDP_FROM_BACKEND,
 	};
+}
+
+/* Two VIPs may lead a socket to one backend; the half belongs to the last one used. */
+static __always_inline bool udp_back_is(const struct udp_flow *back, const struct udp_flow_key *key)
+{
+	return back && back->port == key->port && addr_equal(&back->addr, &key->addr);
+}
+
+/* Removes both halves of a flow and counts its end. */
+static __always_inline void udp_forget(const struct udp_flow_key *key, struct udp_flow *flow)
+{
+	struct udp_flow_key back_key = udp_back_key(key, flow);
+	struct udp_flow *back = bpf_map_lookup_elem(&udp_flows, &back_key);
 
 	if (!__sync_val_compare_and_swap(&flow->closed, 0, 1))
 		count_closed(flow->backend, false);
-	bpf_map_delete_elem(&udp_flows, &back);
+	if (udp_back_is(back, key))
+		bpf_map_delete_elem(&udp_flows, &back_key);
 	bpf_map_delete_elem(&udp_flows, key);
+}
+
+/* Makes answers of the flow's backend come from the flow's VIP. */
+static __always_inline int udp_claim(const struct udp_flow_key *key, const struct udp_flow *flow)
+{
+	struct udp_flow_key back_key = udp_back_key(key, flow);
+	struct udp_flow back = {
+		.last = flow->last,
+		.addr = key->addr,
+		.port = key->port,
+	};
+
+	return bpf_map_update_elem(&udp_flows, &back_key, &back, BPF_ANY);
 }
 
 /* Inserts both halves of a new flow and counts it. */
 static __always_inline int udp_remember(struct bpf_sock_addr *ctx, const struct udp_flow_key *key,
 					const struct choice *c)
 {
-	struct udp_flow forth = {
+	struct udp_flow flow = {
 		.last = bpf_ktime_get_ns(),
 		.addr = c->addr,
 		.port = c->port,
 		.backend = c->backend,
 		.gen = c->gen,
 	};
-	struct udp_flow back = forth;
-	struct udp_flow_key back_key = {
-		.cookie = key->cookie,
-		.addr = c->addr,
-		.port = c->port,
-		.direction = UDP_FROM_BACKEND,
-	};
+	struct udp_flow_key back_key = udp_back_key(key, &flow);
 	struct sock_state *st;
 
 	st = bpf_sk_storage_get(&sock_states, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!st)
 		return count_drop(REASON_SOCK_STATE);
-	st->flows = 1;
-	back.addr = key->addr;
-	back.port = key->port;
-	if (bpf_map_update_elem(&udp_flows, &back_key, &back, BPF_ANY))
+	if (udp_claim(key, &flow))
 		return count_drop(REASON_UDP_FLOWS_FULL);
-	if (bpf_map_update_elem(&udp_flows, key, &forth, BPF_ANY)) {
+	if (bpf_map_update_elem(&udp_flows, key, &flow, BPF_ANY)) {
 		bpf_map_delete_elem(&udp_flows, &back_key);
 		return count_drop(REASON_UDP_FLOWS_FULL);
+	}
+	if (!st->flow_port) {
+		st->flow_vip = key->addr;
+		st->flow_port = key->port;
 	}
 	count_opened(c->backend);
 	return 0;
 }
 
+/* Refreshes a flow that is in use. */
+static __always_inline void udp_touch(const struct udp_flow_key *key, struct udp_flow *flow)
+{
+	struct udp_flow_key back_key = udp_back_key(key, flow);
+
+	WRITE_ONCE(flow->last, bpf_ktime_get_ns());
+	if (!udp_back_is(bpf_map_lookup_elem(&udp_flows, &back_key), key))
+		udp_claim(key, flow);
+}
+
 /*
- * Translates one datagram of an unconnected socket. Datagrams of one socket to
+ * A socket that is closed takes its first flow with it; most have but one. The
+ * others are removed by the sweep.
+ */
+static __always_inline void udp_release(struct bpf_sock *sk, const struct sock_state *st)
+{
+	struct udp_flow_key key = {
+		.cookie = bpf_get_socket_cookie(sk),
+		.addr = st->flow_vip,
+		.port = st->flow_port,
+		.direction = UDP_TO_VIP,
+	};
+	struct udp_flow *flow = bpf_map_lookup_elem(&udp_flows, &key);
+
+	if (flow)
+		udp_forget(&key, flow);
+}
+
+/* A connected socket may name its own peer: that is no other connection. */
+static __always_inline bool sock_names_peer(struct bpf_sock_addr *ctx, struct remote *to)
+{
+	struct sock_state *st = bpf_sk_storage_get(&sock_states, ctx->sk, 0, 0);
+
+	if (!st || ctx->sk->state != BPF_TCP_ESTABLISHED || st->vip_port != to->port ||
+	    !addr_equal(&st->vip, &to->addr))
+		return false;
+	to->addr = st->peer;
+	to->port = st->peer_port;
+	return true;
+}
+
+/*
+ * Translates one datagram that names its destination. Datagrams of one socket to
  * one VIP keep their backend while it is usable.
  */
 static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct remote *to)
 {
 	struct udp_flow_key key = {
-		.cookie = bpf_get_socket_cookie(ctx),
 		.addr = to->addr,
 		.port = to->port,
 		.direction = UDP_TO_VIP,
@@ -175,11 +244,12 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct remote
 	struct frontend fe;
 	int err;
 
-	if (sock_frontend(ctx, to, &fe))
+	if (sock_frontend(ctx, to, &fe) || sock_names_peer(ctx, to))
 		return 0;
+	key.cookie = bpf_get_socket_cookie(ctx);
 	flow = bpf_map_lookup_elem(&udp_flows, &key);
 	if (flow && backend_usable(flow->backend, flow->gen)) {
-		flow->last = bpf_ktime_get_ns();
+		udp_touch(&key, flow);
 		to->addr = flow->addr;
 		to->port = flow->port;
 		return 0;
@@ -211,12 +281,13 @@ static __always_inline bool sock_recvmsg(struct bpf_sock_addr *ctx, struct remot
 		return false;
 	if (sock_original(st, from))
 		return true;
-	if (!st->flows)
+	if (!st->flow_port)
 		return false;
 	key.cookie = bpf_get_socket_cookie(ctx);
 	flow = bpf_map_lookup_elem(&udp_flows, &key);
 	if (!flow)
 		return false;
+	WRITE_ONCE(flow->last, bpf_ktime_get_ns());
 	from->addr = flow->addr;
 	from->port = flow->port;
 	return true;

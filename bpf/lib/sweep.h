@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conn.h"
+#include "sock.h"
 
 static __always_inline __u64 conn_timeout(const struct tuple *t, __u32 state)
 {
@@ -12,14 +13,51 @@ static __always_inline __u64 conn_timeout(const struct tuple *t, __u32 state)
 		s = state & CONN_REPLIED ? udp_stream_timeout : udp_timeout;
 	else if (state & CONN_CLOSED)
 		s = tcp_closed_timeout;
+	else if (!(state & CONN_ACKED)) /* a SYN-ACK alone may be for a forged client */
+		s = tcp_syn_timeout;
 	else
-		s = state & CONN_REPLIED ? tcp_timeout : tcp_syn_timeout;
+		s = state & (CONN_FIN_CLIENT | CONN_FIN_BACKEND) ? tcp_half_closed_timeout :
+								   tcp_timeout;
 	return s * NSEC_PER_SEC;
 }
 
 static bool is_idle(__u64 now, __u64 last, __u64 timeout)
 {
 	return now > last && now - last > timeout;
+}
+
+/* Key of the reply entry of the connection that any other entry belongs to. */
+static __always_inline struct tuple sibling_reply(const struct tuple *t, const struct conn *c)
+{
+	struct tuple r = *t;
+
+	if (c->flags & CONN_SNAT)
+		return tuple_inverse(t, HOOK_EGRESS);
+	if (t->hook == HOOK_INGRESS) { /* unsnat */
+		r.daddr = c->addr;
+		r.dport = c->port;
+		r.hook = HOOK_EGRESS;
+	}
+	return r;
+}
+
+/* Removes an entry that has lost its connection in a race. */
+static __noinline int sweep_stray(const struct tuple *key, struct conn *c, __u64 now)
+{
+	struct tuple k = *key;
+	struct tuple fkey = sibling_reply(&k, c);
+	struct conn *reply;
+
+	if (!is_idle(now, c->last, tcp_syn_timeout * NSEC_PER_SEC))
+		return 0;
+	reply = bpf_map_lookup_elem(&conns, &fkey);
+	if (reply) {
+		fkey = forward_key(&fkey, reply);
+		if (bpf_map_lookup_elem(&conns, &fkey))
+			return 0;
+	}
+	bpf_map_delete_elem(&conns, &k);
+	return 0;
 }
 
 /* A connection lives while either direction is used; the others' entries follow. */
@@ -31,8 +69,10 @@ static long sweep_conn(void *map, const struct tuple *key, struct conn *c, struc
 
 	(void)map;
 	s->entries++;
-	if (!(c->flags & CONN_FORWARD))
+	if (!(c->flags & CONN_FORWARD)) {
+		sweep_stray(key, c, s->now);
 		return 0;
+	}
 	k = *key;
 	last = c->last;
 	rkey = reply_key(&k, c);
@@ -52,16 +92,24 @@ static long sweep_conn(void *map, const struct tuple *key, struct conn *c, struc
 static long sweep_flow(void *map, const struct udp_flow_key *key, struct udp_flow *f,
 		       struct sweep *s)
 {
-	struct udp_flow_key k;
+	struct udp_flow_key k = *key, back_key;
+	struct udp_flow *back;
+	__u64 last = f->last;
 
 	(void)map;
-	if (key->direction != UDP_TO_VIP)
+	if (k.direction == UDP_FROM_BACKEND) { /* goes with its other half, unless that is lost */
+		if (is_idle(s->now, last, 2 * udp_stream_timeout * NSEC_PER_SEC))
+			bpf_map_delete_elem(&udp_flows, &k);
 		return 0;
-	if (!is_idle(s->now, f->last, udp_stream_timeout * NSEC_PER_SEC)) {
+	}
+	back_key = udp_back_key(&k, f);
+	back = bpf_map_lookup_elem(&udp_flows, &back_key);
+	if (udp_back_is(back, &k) && back->last > last)
+		last = back->last;
+	if (!is_idle(s->now, last, udp_stream_timeout * NSEC_PER_SEC)) {
 		s->flows++;
 		return 0;
 	}
-	k = *key;
 	udp_forget(&k, f);
 	s->expired++;
 	return 0;

@@ -136,12 +136,13 @@ struct sock_state {
 	__be16 peer_port;
 	__u32 backend;
 	__u32 gen;
-	__u32 count;  /* enum sock_count, changed by compare and swap */
-	__u64 opened; /* ns, monotonic */
-	__u32 flows;  /* the socket has entries in udp_flows */
-	__u32 pad;
+	__u32 count;	      /* enum sock_count, changed by compare and swap */
+	__u64 opened;	      /* ns, monotonic */
+	struct addr flow_vip; /* of its first entry in udp_flows */
+	__be16 flow_port;     /* 0: it has none */
+	__u16 pad[3];
 };
-_Static_assert(sizeof(struct sock_state) == 64, "one cache line");
+_Static_assert(sizeof(struct sock_state) == 80, "no hidden padding");
 
 enum sock_count {
 	SOCK_UNCOUNTED,
@@ -202,6 +203,7 @@ enum conn_state {
 	CONN_FIN_CLIENT = 1 << 1,
 	CONN_FIN_BACKEND = 1 << 2,
 	CONN_CLOSED = 1 << 3, /* counted as closed */
+	CONN_ACKED = 1 << 4,  /* the client answered the backend's SYN-ACK */
 };
 
 /*

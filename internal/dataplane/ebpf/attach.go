@@ -169,10 +169,29 @@ func (d *Dataplane) attachTCX(h deviceHook, ifindex int, prog *ebpf.Program) err
 	return l.Pin(path)
 }
 
-// detachDevice removes what attachDevice pinned. The kernel has detached a
-// device that is gone by itself.
+// pinnedDevices returns the devices that an earlier agent served.
+func (d *Dataplane) pinnedDevices() (map[int]device, error) {
+	links, err := os.ReadDir(d.linkPath(""))
+	if err != nil {
+		return nil, err
+	}
+	devs := map[int]device{}
+	for _, l := range links {
+		var index int
+		if _, err := fmt.Sscanf(l.Name(), "tcx-%d-", &index); err == nil {
+			devs[index] = device{index: index}
+		}
+	}
+	return devs, nil
+}
+
+// detachDevice removes what attachDevice made. From a device that is gone the
+// kernel has detached it already.
 func (d *Dataplane) detachDevice(ifindex int) error {
 	var errs []error
+	if _, err := detachClsact(ifindex); err != nil && !errors.Is(err, unix.ENODEV) {
+		errs = append(errs, err)
+	}
 	for _, h := range deviceHooks {
 		err := os.Remove(d.linkPath(h.linkName(ifindex)))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Cleanup removes everything that lbproxy has in this node's kernel, for every
@@ -14,7 +18,7 @@ import (
 // returns an error that wraps ErrRunning while an agent runs.
 func Cleanup(opts Options) (removed []string, err error) {
 	if os.Geteuid() != 0 {
-		return nil, errors.New("cleanup needs root")
+		return nil, errors.New("root is needed")
 	}
 	if opts, err = opts.orDefault(); err != nil {
 		return nil, err
@@ -55,8 +59,22 @@ func cleanupFilters() (removed []string, err error) {
 	return removed, errors.Join(errs...)
 }
 
-// cleanupPins removes all pins; links go first, so programs stop before their
-// tables vanish. A link that is not pinned any more is detached by the kernel.
+// removePin detaches a link now, where the kernel would do it some time after the
+// last reference is gone, and removes the pin.
+func removePin(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return os.Remove(path) // a map, or a link of which nothing is left
+	}
+	err = l.Detach()
+	if errors.Is(err, unix.ENOLINK) || errors.Is(err, ebpf.ErrNotSupported) {
+		err = nil // its device is gone
+	}
+	return errors.Join(err, l.Unpin(), l.Close())
+}
+
+// cleanupPins removes all pins; links go first, so that no program runs when the
+// tables vanish.
 func cleanupPins(root string) (removed []string, err error) {
 	for _, sub := range []string{"*/links/*", "*/maps/*"} {
 		paths, err := filepath.Glob(filepath.Join(root, sub))
@@ -64,8 +82,8 @@ func cleanupPins(root string) (removed []string, err error) {
 			return removed, err
 		}
 		for _, p := range paths {
-			if err := os.Remove(p); err != nil {
-				return removed, err
+			if err := removePin(p); err != nil {
+				return removed, fmt.Errorf("remove %s: %w", p, err)
 			}
 			removed = append(removed, p)
 		}

@@ -105,6 +105,22 @@ func TestCounts(t *testing.T) {
 	step("after the backends were killed")
 }
 
+// TestCountsGivingUp counts connections that the client gave up while nobody
+// answered: they failed.
+func TestCountsGivingUp(t *testing.T) {
+	r := newRig(t, nil)
+	nobody := netip.MustParseAddrPort("10.244.2.99:80") // the next node has no such pod
+	r.sync(dataplane.Delta{Put: []*dataplane.Service{
+		r.svc("hole", lb.IPv4, lb.TCP, "random", []lb.Backend{{Addr: nobody, Weight: 1}},
+			frontend(lb.ClusterIP, lb.TCP, "10.96.0.1:80", lb.MasqueradeOffCluster))}})
+	req := lab.Request{Proto: lab.TCP, To: netip.MustParseAddrPort("10.96.0.1:80"), Timeout: 50 * time.Millisecond}
+	got, _ := r.dial("client1", req, 3)
+	if got["backend1"] != 0 {
+		t.Errorf("answers: %v, want none", got)
+	}
+	r.wantTotals("given up", 3, 3, 3)
+}
+
 // TestBackendLeavesAndReturns removes a backend that has connections: it keeps
 // them and their count, gets no new ones, and goes on where it was when it
 // returns; it is forgotten only after its last connection has ended.
@@ -174,14 +190,15 @@ func TestSweep(t *testing.T) {
 	for _, from := range []string{"client1", "client2"} {
 		r.dial(from, lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort("10.96.0.10:53")}, 3)
 	}
-	r.wantTotals("opened", 8, 0, 0)
+	const withSocket = 3 // flows of client1, which ended with their sockets
+	r.wantTotals("opened", 8, withSocket, 0)
 	for _, tc := range []struct {
 		what   string
 		later  time.Duration
 		closed uint64
 	}{
-		{"at once", 0, 0},
-		{"after a minute", time.Minute, 0},
+		{"at once", 0, withSocket},
+		{"after a minute", time.Minute, withSocket},
 		{"after UDP's time-out", 3 * time.Minute, 6},
 		{"after TCP's time-out", 25 * time.Hour, 8},
 	} {

@@ -78,6 +78,7 @@ type Dataplane struct {
 	reserved   []region // by the change under way
 	retired    retired
 	orphans    []orphan
+	ripe       map[uint32]bool // backends that left before the grace period under way
 	swept      sweepResult
 }
 
@@ -103,7 +104,11 @@ func Open(opts Options) (*Dataplane, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	d.lookAtDevices() // so that whoever waits for the first Sync has the packet path too
+	// Whoever waits for the first Sync has the packet path too. While devices
+	// change under the listing, Run looks again.
+	if err := d.lookAtDevices(); err != nil {
+		opts.Log.Debug("network devices change while they are listed", "err", err)
+	}
 	return d, nil
 }
 
@@ -112,7 +117,7 @@ func openState(opts Options) (_ *Dataplane, err error) {
 	if err := requireFilesystems(opts); err != nil {
 		return nil, err
 	}
-	d := &Dataplane{opts: opts, wake: make(chan struct{}, 1), attached: map[int]device{}}
+	d := &Dataplane{opts: opts, wake: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -126,6 +131,9 @@ func openState(opts Options) (_ *Dataplane, err error) {
 	}
 	if err := d.restore(); err != nil {
 		return nil, err
+	}
+	if d.attached, err = d.pinnedDevices(); err != nil {
+		return nil, fmt.Errorf("read pinned links: %w", err)
 	}
 	return d, d.syncPodRanges()
 }
@@ -179,8 +187,12 @@ func syncTable[K, V comparable](m *maps, table *ebpf.Map, want map[K]V) error {
 		stale []K
 		have  = map[K]V{}
 	)
-	for it := table.Iterate(); it.Next(&k, &v); {
+	it := table.Iterate()
+	for it.Next(&k, &v) {
 		have[k] = v
+	}
+	if err := it.Err(); err != nil {
+		return err
 	}
 	for k := range have {
 		if _, ok := want[k]; !ok {

@@ -50,8 +50,12 @@ func (d *Dataplane) followDevices(ctx context.Context) error {
 			return fmt.Errorf("follow network devices: %w", err)
 		}
 		for open := true; open; {
-			d.lookAtDevices()
-			open = waitForEvent(ctx, events)
+			wait := deviceRescan
+			if err := d.lookAtDevices(); err != nil {
+				d.opts.Log.Debug("network devices change while they are listed; looking again", "err", err)
+				wait = deviceSettle
+			}
+			open = waitForEvent(ctx, events, wait)
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -60,17 +64,22 @@ func (d *Dataplane) followDevices(ctx context.Context) error {
 }
 
 // lookAtDevices makes the kernel's programs and tables fit the node's network as
-// it is now. What fails is tried again at the next look.
-func (d *Dataplane) lookAtDevices() {
+// it is now. A device that fails is tried again at the next look; an error means
+// that nothing could be seen.
+func (d *Dataplane) lookAtDevices() error {
 	net, err := readNodeNet()
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return err
+	}
 	if err != nil {
 		d.opts.Log.Warn("network devices cannot be listed", "err", err)
-		return
+		return nil
 	}
-	d.attachDevices(net.devices)
 	if err := d.syncAddrs(net); err != nil {
 		d.opts.Log.Warn("node addresses cannot be stored", "err", err)
 	}
+	d.attachDevices(net.devices)
+	return nil
 }
 
 func (d *Dataplane) attachDevices(devices []device) {
@@ -244,10 +253,10 @@ func subscribe(ctx context.Context) (<-chan struct{}, error) {
 	return events, nil
 }
 
-// waitForEvent waits until it is worth looking again. It returns false when
-// events is closed.
-func waitForEvent(ctx context.Context, events <-chan struct{}) bool {
-	rescan := time.NewTimer(deviceRescan)
+// waitForEvent waits until it is worth looking again, at most for a time. It
+// returns false when events is closed.
+func waitForEvent(ctx context.Context, events <-chan struct{}, most time.Duration) bool {
+	rescan := time.NewTimer(most)
 	defer rescan.Stop()
 	select {
 	case <-ctx.Done():

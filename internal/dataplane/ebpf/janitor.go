@@ -21,8 +21,7 @@ const (
 
 // retired is what no new program run can find, but one under way may still use.
 type retired struct {
-	regions  []region
-	services []uint32
+	regions []region
 }
 
 func (r *retired) add(g region) {
@@ -35,6 +34,7 @@ func (r *retired) add(g region) {
 type orphan struct {
 	name    lb.ServiceName
 	service *service
+	ripe    bool // it was removed before the grace period under way
 }
 
 func (d *Dataplane) wakeJanitor() {
@@ -66,51 +66,64 @@ func (d *Dataplane) janitor(ctx context.Context) error {
 	}
 }
 
-// reclaim frees regions and services that were retired before a grace period,
-// and the backends that have left and have no connections.
+// reclaim frees what was retired before a grace period: regions, and backends
+// that left and have no connections.
 func (d *Dataplane) reclaim(ctx context.Context) {
 	d.reclaiming.Lock()
 	defer d.reclaiming.Unlock()
-	d.mu.Lock()
-	batch := d.retired
-	d.retired.services = nil
-	orphans := d.orphans
-	d.orphans = nil
-	leaving := 0
-	for _, svc := range d.services {
-		leaving += len(svc.leaving)
-	}
-	d.mu.Unlock()
-	if len(batch.regions) == 0 && len(batch.services) == 0 && len(orphans) == 0 && leaving == 0 {
+	regions := d.startGrace()
+	if regions == 0 && len(d.ripe) == 0 {
 		return
 	}
-	grace(ctx)
+	grace(ctx, d.maps)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, g := range batch.regions {
+	for _, g := range d.retired.regions[:regions] {
 		d.regions.release(g)
 	}
-	d.retired.regions = slices.Delete(d.retired.regions, 0, len(batch.regions))
-	d.serviceIDs.release(batch.services...)
+	d.retired.regions = slices.Delete(d.retired.regions, 0, regions)
 	for _, svc := range d.services {
 		d.freeLeft(svc)
 	}
-	for _, o := range orphans {
-		if d.freeLeft(o.service); len(o.service.leaving) > 0 {
-			d.orphans = append(d.orphans, o)
-			continue
+	d.orphans = slices.DeleteFunc(d.orphans, func(o orphan) bool {
+		if d.freeLeft(o.service); len(o.service.leaving) > 0 || !o.ripe {
+			return false
 		}
 		if o.service.id != 0 {
 			d.serviceIDs.release(o.service.id)
 		}
-	}
+		return true
+	})
 }
 
-// freeLeft frees the backends of svc that have left and have no connections.
-// A grace period has passed since they were last picked.
+// startGrace notes what may be freed after the grace period that follows, and
+// returns how many of the retired regions.
+func (d *Dataplane) startGrace() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ripe = map[uint32]bool{}
+	for _, svc := range d.services {
+		for _, id := range svc.leaving {
+			d.ripe[id] = true
+		}
+	}
+	for i := range d.orphans {
+		d.orphans[i].ripe = true
+		for _, id := range d.orphans[i].service.leaving {
+			d.ripe[id] = true
+		}
+		if len(d.orphans[i].service.leaving) == 0 {
+			d.ripe[0] = true // its own id waits
+		}
+	}
+	return len(d.retired.regions)
+}
+
+// freeLeft frees the backends of svc that left before the grace period and have
+// no connections.
 func (d *Dataplane) freeLeft(svc *service) {
 	svc.leaving = slices.DeleteFunc(svc.leaving, func(id uint32) bool {
-		if d.maps.liveOf(id) != 0 {
+		if !d.ripe[id] || d.maps.liveOf(id) != 0 {
 			return false
 		}
 		d.setState(id, lbBackendStateBACKEND_FREE)
@@ -119,14 +132,15 @@ func (d *Dataplane) freeLeft(svc *service) {
 	})
 }
 
-// grace returns when every program run that was under way has ended: they run
-// in RCU read-side sections, and the global memory barrier waits for those.
-func grace(ctx context.Context) {
-	const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL, linux/membarrier.h
-	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno == 0 {
+// grace returns when every program run that was under way has ended. They run
+// in RCU read-side sections; to replace an inner map, the kernel waits for those
+// before the system call returns. If that cannot be done it waits for longer
+// than a run should take.
+func grace(ctx context.Context, m *maps) {
+	if m.grace.wait() == nil {
 		return
 	}
-	select { // not there with nohz_full: wait for longer than a run can take
+	select {
 	case <-ctx.Done():
 	case <-time.After(graceFallback):
 	}

@@ -72,6 +72,7 @@ const (
 	lbConnStateCONN_FIN_CLIENT  lbConnState = 2
 	lbConnStateCONN_FIN_BACKEND lbConnState = 4
 	lbConnStateCONN_CLOSED      lbConnState = 8
+	lbConnStateCONN_ACKED       lbConnState = 16
 )
 
 type lbDevice struct {
@@ -196,8 +197,9 @@ type lbSockState struct {
 	Gen      uint32
 	Count    uint32
 	Opened   uint64
-	Flows    uint32
-	Pad      uint32
+	FlowVip  lbAddr
+	FlowPort uint16
+	Pad      [3]uint16
 }
 
 type lbSweep struct {
@@ -258,34 +260,35 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	lbMapBackendStats     = "backend_stats"
-	lbMapBackends         = "backends"
-	lbMapConns            = "conns"
-	lbMapDevices          = "devices"
-	lbMapDrops            = "drops"
-	lbMapFrags            = "frags"
-	lbMapFrontends        = "frontends"
-	lbMapNodeAddrs        = "node_addrs"
-	lbMapPodRanges        = "pod_ranges"
-	lbMapServiceStates    = "service_states"
-	lbMapServices         = "services"
-	lbMapSlots            = "slots"
-	lbMapSockStates       = "sock_states"
-	lbMapUdpFlows         = "udp_flows"
-	lbProgLbEgress        = "lb_egress"
-	lbProgLbEgressL3      = "lb_egress_l3"
-	lbProgLbIngress       = "lb_ingress"
-	lbProgLbIngressL3     = "lb_ingress_l3"
-	lbProgLbSweep         = "lb_sweep"
-	lbVarHostNetns        = "host_netns"
-	lbVarSnatPortMax      = "snat_port_max"
-	lbVarSnatPortMin      = "snat_port_min"
-	lbVarTcpClosedTimeout = "tcp_closed_timeout"
-	lbVarTcpSynTimeout    = "tcp_syn_timeout"
-	lbVarTcpTimeout       = "tcp_timeout"
-	lbVarTypesForGo       = "types_for_go"
-	lbVarUdpStreamTimeout = "udp_stream_timeout"
-	lbVarUdpTimeout       = "udp_timeout"
+	lbMapBackendStats         = "backend_stats"
+	lbMapBackends             = "backends"
+	lbMapConns                = "conns"
+	lbMapDevices              = "devices"
+	lbMapDrops                = "drops"
+	lbMapFrags                = "frags"
+	lbMapFrontends            = "frontends"
+	lbMapNodeAddrs            = "node_addrs"
+	lbMapPodRanges            = "pod_ranges"
+	lbMapServiceStates        = "service_states"
+	lbMapServices             = "services"
+	lbMapSlots                = "slots"
+	lbMapSockStates           = "sock_states"
+	lbMapUdpFlows             = "udp_flows"
+	lbProgLbEgress            = "lb_egress"
+	lbProgLbEgressL3          = "lb_egress_l3"
+	lbProgLbIngress           = "lb_ingress"
+	lbProgLbIngressL3         = "lb_ingress_l3"
+	lbProgLbSweep             = "lb_sweep"
+	lbVarHostNetns            = "host_netns"
+	lbVarSnatPortMax          = "snat_port_max"
+	lbVarSnatPortMin          = "snat_port_min"
+	lbVarTcpClosedTimeout     = "tcp_closed_timeout"
+	lbVarTcpHalfClosedTimeout = "tcp_half_closed_timeout"
+	lbVarTcpSynTimeout        = "tcp_syn_timeout"
+	lbVarTcpTimeout           = "tcp_timeout"
+	lbVarTypesForGo           = "types_for_go"
+	lbVarUdpStreamTimeout     = "udp_stream_timeout"
+	lbVarUdpTimeout           = "udp_timeout"
 )
 
 // loadLb returns the embedded CollectionSpec for lb.
@@ -361,15 +364,16 @@ type lbMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbVariableSpecs struct {
-	HostNetns        *ebpf.VariableSpec `ebpf:"host_netns"`
-	SnatPortMax      *ebpf.VariableSpec `ebpf:"snat_port_max"`
-	SnatPortMin      *ebpf.VariableSpec `ebpf:"snat_port_min"`
-	TcpClosedTimeout *ebpf.VariableSpec `ebpf:"tcp_closed_timeout"`
-	TcpSynTimeout    *ebpf.VariableSpec `ebpf:"tcp_syn_timeout"`
-	TcpTimeout       *ebpf.VariableSpec `ebpf:"tcp_timeout"`
-	TypesForGo       *ebpf.VariableSpec `ebpf:"types_for_go"`
-	UdpStreamTimeout *ebpf.VariableSpec `ebpf:"udp_stream_timeout"`
-	UdpTimeout       *ebpf.VariableSpec `ebpf:"udp_timeout"`
+	HostNetns            *ebpf.VariableSpec `ebpf:"host_netns"`
+	SnatPortMax          *ebpf.VariableSpec `ebpf:"snat_port_max"`
+	SnatPortMin          *ebpf.VariableSpec `ebpf:"snat_port_min"`
+	TcpClosedTimeout     *ebpf.VariableSpec `ebpf:"tcp_closed_timeout"`
+	TcpHalfClosedTimeout *ebpf.VariableSpec `ebpf:"tcp_half_closed_timeout"`
+	TcpSynTimeout        *ebpf.VariableSpec `ebpf:"tcp_syn_timeout"`
+	TcpTimeout           *ebpf.VariableSpec `ebpf:"tcp_timeout"`
+	TypesForGo           *ebpf.VariableSpec `ebpf:"types_for_go"`
+	UdpStreamTimeout     *ebpf.VariableSpec `ebpf:"udp_stream_timeout"`
+	UdpTimeout           *ebpf.VariableSpec `ebpf:"udp_timeout"`
 }
 
 // lbObjects contains all objects after they have been loaded into the kernel.
@@ -431,15 +435,16 @@ func (m *lbMaps) Close() error {
 //
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbVariables struct {
-	HostNetns        *ebpf.Variable `ebpf:"host_netns"`
-	SnatPortMax      *ebpf.Variable `ebpf:"snat_port_max"`
-	SnatPortMin      *ebpf.Variable `ebpf:"snat_port_min"`
-	TcpClosedTimeout *ebpf.Variable `ebpf:"tcp_closed_timeout"`
-	TcpSynTimeout    *ebpf.Variable `ebpf:"tcp_syn_timeout"`
-	TcpTimeout       *ebpf.Variable `ebpf:"tcp_timeout"`
-	TypesForGo       *ebpf.Variable `ebpf:"types_for_go"`
-	UdpStreamTimeout *ebpf.Variable `ebpf:"udp_stream_timeout"`
-	UdpTimeout       *ebpf.Variable `ebpf:"udp_timeout"`
+	HostNetns            *ebpf.Variable `ebpf:"host_netns"`
+	SnatPortMax          *ebpf.Variable `ebpf:"snat_port_max"`
+	SnatPortMin          *ebpf.Variable `ebpf:"snat_port_min"`
+	TcpClosedTimeout     *ebpf.Variable `ebpf:"tcp_closed_timeout"`
+	TcpHalfClosedTimeout *ebpf.Variable `ebpf:"tcp_half_closed_timeout"`
+	TcpSynTimeout        *ebpf.Variable `ebpf:"tcp_syn_timeout"`
+	TcpTimeout           *ebpf.Variable `ebpf:"tcp_timeout"`
+	TypesForGo           *ebpf.Variable `ebpf:"types_for_go"`
+	UdpStreamTimeout     *ebpf.Variable `ebpf:"udp_stream_timeout"`
+	UdpTimeout           *ebpf.Variable `ebpf:"udp_timeout"`
 }
 
 // lbPrograms contains all programs after they have been loaded into the kernel.

@@ -108,6 +108,7 @@ type maps struct {
 	backends []lbBackend
 	stats    []lbBackendStats
 
+	grace  gracePeriod
 	mapped [][]byte
 	writes atomic.Uint64  // changes of pinned state, by system call or store
 	before func(n uint64) // if set, called before write n; tests stop there
@@ -244,6 +245,11 @@ func adoptMaps(dir string, specs map[string]*ebpf.MapSpec, readOnly bool) (_ *ma
 			return nil, fmt.Errorf("pinned map %s has another layout; run lbproxy cleanup first", name)
 		}
 	}
+	if !readOnly {
+		if m.grace, err = newGracePeriod(); err != nil {
+			return nil, err
+		}
+	}
 	return m, m.mapAll(readOnly)
 }
 
@@ -288,6 +294,7 @@ func (m *maps) close() {
 		_ = unix.Munmap(mem) // cannot fail for what Mmap returned
 	}
 	m.mapped = nil
+	m.grace.close()
 	for _, bm := range m.byName {
 		bm.Close()
 	}

@@ -33,19 +33,35 @@ func (r *rig) serveVIPs(proto lb.Proto, hosts ...string) {
 	r.sync(d)
 }
 
-// setMTU sets the MTU of one end of a link only, so that TCP does not learn of
-// it from the segment size that the other end announces.
-func (r *rig) setMTU(host, device string, mtu int) {
+// narrow makes a host's routes through a device narrower than the device: a link
+// in the middle of which neither end knows. (A device with a smaller MTU than its
+// peer's would drop the peer's packets without a word.)
+func (r *rig) narrow(host, device string, mtu int) {
 	r.t.Helper()
 	err := r.lab.Host(host).Do(func() error {
 		l, err := netlink.LinkByName(device)
 		if err != nil {
 			return err
 		}
-		return netlink.LinkSetMTU(l, mtu)
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			routes, err := netlink.RouteList(l, family)
+			if err != nil {
+				return err
+			}
+			for _, route := range routes {
+				if ones, bits := route.Dst.Mask.Size(); ones != bits {
+					continue // only the pod's own
+				}
+				route.MTU, route.MTULock = mtu, true
+				if err := netlink.RouteReplace(&route); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		r.t.Fatalf("set MTU of %s in %s: %v", device, host, err)
+		r.t.Fatalf("narrow routes through %s in %s: %v", device, host, err)
 	}
 }
 
@@ -78,7 +94,7 @@ func TestPathMTU(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t, nil)
 			r.serveVIPs(lb.TCP, tc.backend)
-			r.setMTU(tc.host, tc.device, 1300)
+			r.narrow(tc.host, tc.device, 1300)
 			for f, vip := range vips {
 				c := r.open(tc.from, lab.TCP, vip)
 				if err := c.Bulk(t.Context(), 1<<20); err != nil {
@@ -89,12 +105,12 @@ func TestPathMTU(t *testing.T) {
 	}
 }
 
-// TestPathMTUTowardsClient narrows the client's link: the error concerns the
+// TestPathMTUTowardsClient narrows the way to the client: the error concerns the
 // backend's packets, quotes the VIP, and has to reach the backend.
 func TestPathMTUTowardsClient(t *testing.T) {
 	r := newRig(t, nil)
 	r.serveVIPs(lb.TCP, "remote1")
-	r.setMTU(lab.Node, "v-client2", 1300)
+	r.narrow(lab.Node, "v-client2", 1300)
 	for f, vip := range vips {
 		c := r.open("client2", lab.TCP, vip)
 		if err := c.Bulk(t.Context(), 1<<20); err != nil {
@@ -147,6 +163,66 @@ func TestSamePortToTwoVIPs(t *testing.T) {
 	}
 	for i, c := range conns {
 		r.ping(c, to[i])
+	}
+}
+
+// TestSamePortToVIPAndBackend uses one source port for a VIP and for its backend
+// itself.
+func TestSamePortToVIPAndBackend(t *testing.T) {
+	r := newRig(t, nil)
+	r.sync(dataplane.Delta{Put: []*dataplane.Service{
+		r.svc("web", lb.IPv4, lb.TCP, "random", r.pods(lb.IPv4, "backend1"),
+			frontend(lb.ClusterIP, lb.TCP, "10.96.0.1:80", lb.MasqueradeOffCluster))}})
+	pod := netip.AddrPortFrom(r.lab.Host("backend1").Addr4, backendPort)
+	var conns []*lab.Conn
+	for _, to := range []netip.AddrPort{netip.MustParseAddrPort("10.96.0.1:80"), pod} {
+		c, res := r.lab.Host("client2").Open(t.Context(), lab.Request{
+			Proto: lab.TCP, To: to, From: netip.AddrPortFrom(r.lab.Host("client2").Addr4, 40001)})
+		if res.Kind != lab.OK || res.Peer != to {
+			t.Fatalf("open %s: %s %s, peer %s", to, res.Kind, res.Err, res.Peer)
+		}
+		conns = append(conns, c)
+	}
+	for _, c := range conns {
+		r.ping(c, "both at once")
+	}
+}
+
+// TestUDPSocketWithTwoVIPs exchanges with two VIPs of one backend on one socket:
+// each answer comes from the VIP that was asked.
+func TestUDPSocketWithTwoVIPs(t *testing.T) {
+	r := newRig(t, nil)
+	to := []netip.AddrPort{netip.MustParseAddrPort("10.96.0.1:53"), netip.MustParseAddrPort("10.96.0.2:53")}
+	var d dataplane.Delta
+	for i, vip := range to {
+		d.Put = append(d.Put, r.svc([]string{"a", "b"}[i], lb.IPv4, lb.UDP, "random", r.pods(lb.IPv4, "backend1"),
+			frontend(lb.ClusterIP, lb.UDP, vip.String(), lb.MasqueradeOffCluster)))
+	}
+	r.sync(d)
+	for _, from := range []string{"client1", "client2"} {
+		sock, err := r.lab.Host(from).OpenUDP(t.Context(), lab.Request{To: to[0]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			r.exchange(sock, to[0])
+			r.exchange(sock, to[1])
+		}
+	}
+}
+
+// TestUnspecifiedAddressInPod dials the address that means "this host" in a pod:
+// the node's NodePorts are not the pod's.
+func TestUnspecifiedAddressInPod(t *testing.T) {
+	r := newRig(t, nil)
+	for f, at := range map[lb.Family]string{lb.IPv4: "0.0.0.0:30080", lb.IPv6: "[::]:30080"} {
+		r.sync(dataplane.Delta{Put: []*dataplane.Service{
+			r.svc("web", f, lb.TCP, "random", r.pods(f, "backend1"), frontend(lb.NodePort, lb.TCP, at, lb.MasqueradeAlways))}})
+		for from, want := range map[string]string{"client1": string(lab.Refused), lab.Node: "backend1"} {
+			if got, _ := r.dial(from, lab.Request{Proto: lab.TCP, To: netip.MustParseAddrPort(at)}, 1); got[want] != 1 {
+				t.Errorf("%s dials %s: %v, want %s", from, at, got, want)
+			}
+		}
 	}
 }
 
@@ -309,7 +385,7 @@ func (r *rig) held(ctx context.Context, from, proto, to string) <-chan error {
 				failed <- err
 				return
 			}
-			res := r.lab.Host(from).Dial(r.t.Context(), lab.Request{Proto: proto, To: netip.MustParseAddrPort(to)})
+			res := r.lab.Host(from).Dial(r.t.Context(), lab.Request{Proto: proto, To: netip.MustParseAddrPort(to), Timeout: patience})
 			if res.Kind != lab.OK {
 				failed <- errors.New("dial: " + string(res.Kind) + " " + res.Err)
 				return

@@ -175,6 +175,7 @@ func (r *rig) syncKilledAt(d dataplane.Delta, n uint64) (killed bool) {
 func (r *rig) compare(what string, d dataplane.Delta) {
 	r.t.Helper()
 	r.dp.reclaim(r.t.Context())
+	r.freeOnce()
 	want, backends := map[lb.FrontendKey]string{}, uint64(0)
 	for _, svc := range d.Put {
 		for _, fe := range svc.Frontends {
@@ -241,6 +242,8 @@ func TestFull(t *testing.T) {
 				t.Fatalf("sync of one too many: %v, want a SyncError for %s that wraps ErrFull", err, c.Name)
 			}
 			t.Log(err)
+			r.dp.reclaim(t.Context())
+			r.freeOnce()
 			r.answers("10.96.0.1:80", lab.OK)
 			r.answers("10.96.0.2:80", lab.OK)
 			r.answers("10.96.0.3:80", lab.Timeout)
@@ -249,6 +252,23 @@ func TestFull(t *testing.T) {
 			r.sync(dataplane.Delta{Put: []*dataplane.Service{c}})
 			r.answers("10.96.0.3:80", lab.OK)
 		})
+	}
+}
+
+// freeOnce fails if anything that can be reserved stands twice in a free list.
+func (r *rig) freeOnce() {
+	r.t.Helper()
+	r.dp.mu.Lock()
+	defer r.dp.mu.Unlock()
+	lists := append([][]uint32{r.dp.serviceIDs.free, r.dp.backendIDs.free}, r.dp.regions.free[:]...)
+	for _, l := range lists {
+		seen := map[uint32]bool{}
+		for _, n := range l {
+			if seen[n] {
+				r.t.Errorf("%d is free twice: %v", n, l)
+			}
+			seen[n] = true
+		}
 	}
 }
 

@@ -73,11 +73,12 @@ func (d *Dataplane) backendStats(name lb.ServiceName, id uint32) dataplane.Backe
 // sweep.
 func (d *Dataplane) usage() []dataplane.MapUsage {
 	max := func(name string) uint64 { return uint64(d.maps.byName[name].MaxEntries()) }
+	indexed := func(name string) uint64 { return max(name) - 1 } // element 0 is not used
 	return []dataplane.MapUsage{
-		{Name: lbMapServices, Used: uint64(d.serviceIDs.used()), Max: max(lbMapServices)},
+		{Name: lbMapServices, Used: uint64(d.serviceIDs.used()), Max: indexed(lbMapServices)},
 		{Name: lbMapFrontends, Used: uint64(len(d.frontends)), Max: max(lbMapFrontends)},
-		{Name: lbMapBackends, Used: uint64(d.backendIDs.used()), Max: max(lbMapBackends)},
-		{Name: lbMapSlots, Used: uint64(d.regions.inUse), Max: max(lbMapSlots)},
+		{Name: lbMapBackends, Used: uint64(d.backendIDs.used()), Max: indexed(lbMapBackends)},
+		{Name: lbMapSlots, Used: uint64(d.regions.inUse), Max: indexed(lbMapSlots)},
 		{Name: lbMapConns, Used: d.swept.entries, Max: max(lbMapConns)},
 		{Name: lbMapUdpFlows, Used: 2 * d.swept.flows, Max: max(lbMapUdpFlows)},
 	}

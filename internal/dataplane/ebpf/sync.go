@@ -91,8 +91,9 @@ func (d *Dataplane) apply(want *dataplane.Service) (err error) {
 		err = d.setFrontends(svc, want.Frontends)
 	}
 	if err != nil {
-		d.abandon(c)
-		if !known {
+		if known { // otherwise the pools were committed, and forget retires them
+			d.abandon(c)
+		} else {
 			err = errors.Join(err, d.forget(want.Name, svc))
 		}
 		return err
@@ -338,6 +339,7 @@ func (d *Dataplane) members(svc *service) map[uint32]bool {
 
 // leave stops giving connections to a backend; it keeps those it has.
 func (d *Dataplane) leave(svc *service, id uint32) {
+	delete(d.ripe, id)
 	d.setState(id, lbBackendStateBACKEND_LEAVING)
 	svc.leaving = append(svc.leaving, id)
 }
@@ -385,8 +387,12 @@ func (d *Dataplane) setFrontends(svc *service, want []lb.Frontend) error {
 	}
 	var errs []error
 	for _, key := range svc.frontends {
-		if !slices.Contains(keys, key) {
-			errs = append(errs, d.dropFrontend(svc, key))
+		if slices.Contains(keys, key) {
+			continue
+		}
+		if err := d.dropFrontend(svc, key); err != nil {
+			errs = append(errs, err)
+			keys = append(keys, key) // it is still there, and still ours to remove
 		}
 	}
 	svc.frontends = keys

@@ -45,6 +45,9 @@ func OpenView(bpffs string) (*View, error) {
 		return nil, err
 	}
 	m, err := adoptMaps(dir, specs, true)
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("reading lbproxy's state needs root: %w", err)
+	}
 	if err != nil {
 		return nil, err
 	}
