@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Checks the commands that README.md shows in ```sh blocks: every make target,
-# every script and package path, and every verb of lbproxy must exist.
+# Checks the commands that README.md shows, in ```sh blocks and as `make ...` or
+# `go run ...` in the text: every make target, every script and package path, and
+# every verb of lbproxy must exist. test/trial runs those of README.md's blocks.
 # usage: hack/readme-commands.sh [FILE...]
 #
 # A block under the line <!-- not checked: WHY --> is left out and reported.
@@ -11,6 +12,7 @@ cd "$(dirname "$0")/.."
 files=("$@")
 [[ ${#files[@]} -gt 0 ]] || files=(README.md)
 lbproxy=bin/lbproxy
+span_re=$'\x60(make|go run) [^\x60]+\x60' # code within a sentence
 
 status=0
 bad() {
@@ -70,7 +72,12 @@ for file in "${files[@]}"; do
 			if $inside; then inside=false skip=""; fi
 			;;
 		*)
-			if $inside && [[ -z $skip && $line != '#'* ]]; then
+			if ! $inside; then
+				while IFS= read -r span; do
+					read -ra words <<<"$span"
+					check "${words[@]}"
+				done < <(grep -oE "$span_re" <<<"$line" | tr -d $'\x60')
+			elif [[ -z $skip && $line != '#'* ]]; then
 				line=${line%%#*}
 				line=${line%%|*}
 				read -ra words <<<"$line"

@@ -182,6 +182,7 @@ func (c *Cluster) writePKI() error {
 		TLSClientConfig: rest.TLSClientConfig{CAData: ca.pem, CertData: admin.cert, KeyData: admin.key},
 		QPS:             -1, // no limit
 		Dial:            c.opts.Dial,
+		WarningHandler:  rest.NoWarnings{},
 		Proxy:           func(*http.Request) (*url.URL, error) { return nil, nil },
 	}
 	return nil

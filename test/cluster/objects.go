@@ -34,22 +34,19 @@ func NewService(name string, typ corev1.ServiceType, ports ...corev1.ServicePort
 // and node ports that svc leaves open are allocated, or kept. It returns the
 // stored object, which may be changed and put again.
 func (c *Cluster) PutService(ctx context.Context, svc *corev1.Service) (*corev1.Service, error) {
+	// Get first: creating one that exists fails in several ways, as its addresses
+	// are taken too.
 	api := c.client.CoreV1().Services(svc.Namespace)
-	got, err := put(
-		func() (*corev1.Service, error) {
-			s := svc.DeepCopy()
-			s.ResourceVersion = ""
-			return api.Create(ctx, s, metav1.CreateOptions{})
-		},
-		func() (*corev1.Service, error) {
-			old, err := api.Get(ctx, svc.Name, metav1.GetOptions{})
-			if err != nil {
-				return nil, err
-			}
-			s := svc.DeepCopy()
-			s.ResourceVersion = old.ResourceVersion
-			return api.Update(ctx, s, metav1.UpdateOptions{})
-		})
+	s := svc.DeepCopy()
+	s.ResourceVersion = ""
+	got, err := api.Get(ctx, svc.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		got, err = api.Create(ctx, s, metav1.CreateOptions{})
+	case err == nil:
+		s.ResourceVersion = got.ResourceVersion
+		got, err = api.Update(ctx, s, metav1.UpdateOptions{})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("service %s/%s: put: %w", svc.Namespace, svc.Name, err)
 	}

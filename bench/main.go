@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The bench measures what lbproxy costs, as ratios to what the same machine does
+// without it in the same minutes, and prints one table with the targets beside.
+// Everything happens in labs: nothing is sent outside of them.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"syscall"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/lab"
+)
+
+func main() {
+	workerMain()
+	lab.Main()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// suite is one part of the bench.
+type suite struct {
+	name string
+	run  func(context.Context, size) ([]row, error)
+}
+
+// sizes turns a benchtime as of go test into what is measured: 1x is a smoke run,
+// 1s the default.
+func sizes(benchtime string) (size, error) {
+	if benchtime == "1x" {
+		return size{blocks: 2, connects: 100, rounds: 200, stream: 40 * time.Millisecond,
+			passes: 1, gobench: "1x", services: 500, changes: 10, starts: 1}, nil
+	}
+	d, err := time.ParseDuration(benchtime)
+	if err != nil || d <= 0 {
+		return size{}, fmt.Errorf("benchtime %q: want 1x or a duration", benchtime)
+	}
+	scale := func(n int) int { return max(2, int(float64(n)*d.Seconds())) }
+	return size{blocks: scale(20), connects: 1000, rounds: 2000, stream: 100 * time.Millisecond,
+		passes: scale(5), gobench: "50ms", services: 10_000, changes: 100, starts: min(3, scale(2))}, nil
+}
+
+func run(ctx context.Context) error {
+	benchtime := flag.String("benchtime", "1s", "1x, or how long for, in proportion to 1s")
+	program := flag.String("lbproxy", "bin/lbproxy", "the program to measure")
+	ebpfTest := flag.String("ebpf", "bin/ebpf.test", "the compiled tests of internal/dataplane/ebpf")
+	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, commit, agent, start")
+	out := flag.String("out", "bench/out/latest.json", "file for all numbers")
+	flag.Parse()
+	sz, err := sizes(*benchtime)
+	if err != nil {
+		return err
+	}
+	match, err := regexp.Compile(*only)
+	if err != nil {
+		return fmt.Errorf("-only: %w", err)
+	}
+	p, err := newPaths(ctx)
+	if err != nil {
+		return err
+	}
+	r := &report{Machine: thisMachine(), Benchtime: *benchtime}
+	err = p.balanced.lab.Host(lab.Node).Do(func() error {
+		r.Machine.Congestion = readWord("/proc/sys/net/ipv4/tcp_congestion_control")
+		return nil
+	})
+	for _, s := range []suite{
+		{"connect", p.connects}, {"hook", p.hooks}, {"rr", p.exchanges}, {"stream", p.streams},
+		{"packet", func(ctx context.Context, sz size) ([]row, error) { return packets(ctx, *ebpfTest, sz) }},
+		{"commit", func(ctx context.Context, sz size) ([]row, error) { return commits(ctx, *ebpfTest, sz) }},
+		{"agent", pipeline},
+		{"start", func(ctx context.Context, sz size) ([]row, error) { return starts(ctx, *program, sz) }},
+	} {
+		if err != nil || !match.MatchString(s.name) {
+			continue
+		}
+		begin := time.Now()
+		var rows []row
+		rows, err = s.run(ctx, sz)
+		r.Rows = append(r.Rows, rows...)
+		fmt.Fprintf(os.Stderr, "bench: %s took %s\n", s.name, time.Since(begin).Round(time.Millisecond))
+	}
+	if cerr := p.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	r.Machine.LoadAfter = load()
+	if err := r.save(*out); err != nil {
+		return err
+	}
+	return r.print(os.Stdout)
+}
