@@ -26,9 +26,6 @@ import (
 	"github.com/lbproxy/lbproxy/internal/server"
 )
 
-// gcPercent trades time for memory: garbage is made only when something changes.
-const gcPercent = 50
-
 func (a *app) runVerb() *cobra.Command {
 	return a.verb(&cobra.Command{
 		Use:   "run",
@@ -140,6 +137,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.dp.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
 	g.Go(func() error { return n.src.run(ctx) })
+	g.Go(func() error { return trim(ctx) })
 	for _, s := range n.servers {
 		g.Go(func() error { return s.Run(ctx) })
 	}

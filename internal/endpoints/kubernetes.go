@@ -6,12 +6,14 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -44,7 +46,14 @@ func RunKubernetes(ctx context.Context, client kubernetes.Interface, s *Store) e
 
 func reflector(client kubernetes.Interface, lw *cache.ListWatch, to cache.ReflectorStore, src Source, example runtime.Object) *cache.Reflector {
 	return cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), example, to,
-		cache.ReflectorOptions{Name: string(src)})
+		cache.ReflectorOptions{Name: string(src), Backoff: newBackoff()})
+}
+
+// newBackoff returns how long a reflector waits between attempts to reach the API
+// server: 0.2 s to 0.4 s at first, 4 s to 8 s in the end. Client-go's own goes to
+// 60 s, for which changes would not come after an outage.
+func newBackoff() *wait.Backoff {
+	return &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 4 * time.Second}
 }
 
 // resource is a typed client's half that a ListWatch needs.

@@ -78,7 +78,8 @@ type Dataplane struct {
 	reserved   []region // by the change under way
 	retired    retired
 	orphans    []orphan
-	ripe       map[uint32]bool // backends that left before the grace period under way
+	draining   map[*service]bool // those with backends that are leaving
+	ripe       map[uint32]bool   // backends that left before the grace period under way
 	swept      sweepResult
 }
 

@@ -71,8 +71,8 @@ func (d *Dataplane) janitor(ctx context.Context) error {
 func (d *Dataplane) reclaim(ctx context.Context) {
 	d.reclaiming.Lock()
 	defer d.reclaiming.Unlock()
-	regions := d.startGrace()
-	if regions == 0 && len(d.ripe) == 0 {
+	regions, any := d.startGrace()
+	if !any {
 		return
 	}
 	grace(ctx, d.maps)
@@ -82,11 +82,13 @@ func (d *Dataplane) reclaim(ctx context.Context) {
 		d.regions.release(g)
 	}
 	d.retired.regions = slices.Delete(d.retired.regions, 0, regions)
-	for _, svc := range d.services {
-		d.freeLeft(svc)
+	for svc := range d.draining {
+		if d.freeLeft(svc); len(svc.leaving) == 0 {
+			delete(d.draining, svc)
+		}
 	}
 	d.orphans = slices.DeleteFunc(d.orphans, func(o orphan) bool {
-		if d.freeLeft(o.service); len(o.service.leaving) > 0 || !o.ripe {
+		if len(o.service.leaving) > 0 || !o.ripe {
 			return false
 		}
 		if o.service.id != 0 {
@@ -96,27 +98,22 @@ func (d *Dataplane) reclaim(ctx context.Context) {
 	})
 }
 
-// startGrace notes what may be freed after the grace period that follows, and
-// returns how many of the retired regions.
-func (d *Dataplane) startGrace() int {
+// startGrace notes what may be freed after the grace period that follows. It
+// returns how many of the retired regions, and whether there is anything.
+func (d *Dataplane) startGrace() (regions int, any bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ripe = map[uint32]bool{}
-	for _, svc := range d.services {
+	for svc := range d.draining {
 		for _, id := range svc.leaving {
 			d.ripe[id] = true
 		}
 	}
 	for i := range d.orphans {
 		d.orphans[i].ripe = true
-		for _, id := range d.orphans[i].service.leaving {
-			d.ripe[id] = true
-		}
-		if len(d.orphans[i].service.leaving) == 0 {
-			d.ripe[0] = true // its own id waits
-		}
 	}
-	return len(d.retired.regions)
+	regions = len(d.retired.regions)
+	return regions, regions+len(d.ripe)+len(d.orphans) > 0
 }
 
 // freeLeft frees the backends of svc that left before the grace period and have

@@ -37,9 +37,14 @@ func filterList(ifindex int, parent uint32) ([]netlink.Filter, error) {
 	return dump(func() ([]netlink.Filter, error) { return netlink.FilterList(dev, parent) })
 }
 
+// routeList returns the routes of the main table, through a device if one is given.
+func routeList(dev netlink.Link, family int) ([]netlink.Route, error) {
+	return dump(func() ([]netlink.Route, error) { return netlink.RouteList(dev, family) })
+}
+
 // defaultDevices returns the devices of the default routes.
 func defaultDevices() (map[int]bool, error) {
-	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
+	routes, err := routeList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, err
 	}

@@ -44,7 +44,7 @@ func (r *rig) narrow(host, device string, mtu int) {
 			return err
 		}
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			routes, err := netlink.RouteList(l, family)
+			routes, err := routeList(l, family)
 			if err != nil {
 				return err
 			}

@@ -342,6 +342,7 @@ func (d *Dataplane) leave(svc *service, id uint32) {
 	delete(d.ripe, id)
 	d.setState(id, lbBackendStateBACKEND_LEAVING)
 	svc.leaving = append(svc.leaving, id)
+	d.draining[svc] = true
 }
 
 func (d *Dataplane) setState(id uint32, state lbBackendState) {
