@@ -22,6 +22,7 @@ func MetricsHandler(reg prometheus.Gatherer, mode string, configz func() any, lo
 		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		ErrorHandling:       promhttp.ContinueOnError, // some numbers are better than none
 		MaxRequestsInFlight: scrapes,
+		CoalesceGather:      true, // at 100,000 backends one takes 180 MB for a moment
 	}))
 	mux.HandleFunc("GET /healthz", text("ok"))
 	mux.HandleFunc("GET /proxyMode", text(mode))

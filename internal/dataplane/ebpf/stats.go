@@ -33,7 +33,11 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := dataplane.Stats{Drops: drops, Maps: d.usage()}
+	s := dataplane.Stats{
+		Backends: make([]dataplane.BackendStats, 0, d.backendIDs.used()),
+		Drops:    drops,
+		Maps:     d.usage(),
+	}
 	for _, name := range d.serviceNames() {
 		svc := d.services[name]
 		for sc := range scopes {
