@@ -26,6 +26,7 @@ const (
 type netHarness struct {
 	lab       *lab.Lab
 	connected bool // UDP sockets connect
+	port      uint16
 }
 
 var contractBackends = []string{"backend1", "backend2", "backend3", "remote1"}
@@ -110,10 +111,7 @@ func (h *netHarness) Try(t *testing.T, f dptest.Flow) dptest.Outcome {
 	if f.Proto == lb.UDP {
 		req.Proto, req.Connected = lab.UDP, h.connected || f.From != dptest.PodHooked && f.From != dptest.Node
 	}
-	rs, err := h.lab.Host(originHosts[f.From]).DialMany(t.Context(), req, f.N)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rs := h.dial(t, originHosts[f.From], req, f.N)
 	out := dptest.Outcome{Backends: map[netip.AddrPort]int{}}
 	for i, r := range rs {
 		v := verdictOf(t, r)
@@ -128,6 +126,30 @@ func (h *netHarness) Try(t *testing.T, f dptest.Flow) dptest.Outcome {
 		}
 	}
 	return out
+}
+
+// dial makes n exchanges. UDP gets a source port of its own for each: one that is
+// used again within the time-out continues its flow, as it should.
+func (h *netHarness) dial(t *testing.T, host string, req lab.Request, n int) []lab.Result {
+	t.Helper()
+	if req.Proto == lab.TCP || req.To.Addr().IsLoopback() {
+		rs, err := h.lab.Host(host).DialMany(t.Context(), req, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rs
+	}
+	addr := h.lab.Host(host).Addr4
+	if req.To.Addr().Is6() {
+		addr = h.lab.Host(host).Addr6
+	}
+	var rs []lab.Result
+	for range n {
+		req.From = netip.AddrPortFrom(addr, 10000+h.port%20000) // below the ephemeral range
+		h.port++
+		rs = append(rs, h.lab.Host(host).Dial(t.Context(), req))
+	}
+	return rs
 }
 
 func verdictOf(t *testing.T, r lab.Result) dptest.Verdict {
