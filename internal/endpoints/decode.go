@@ -61,7 +61,8 @@ type decoder struct {
 // decode reads data, the contents of the file called name; before is what the file
 // said until now, or nil. A malformed document keeps what it last said: by its
 // object's name where that can be read. Where it cannot, or where the file cannot
-// be split into documents, nothing that the file said before is forgotten.
+// be split into documents, nothing that the file said before is forgotten. A
+// Service with values that no API server would take stays what it was.
 func decode(name string, data []byte, before *contents, o *Options) *contents {
 	d := &decoder{opts: o, contents: contents{
 		objects: map[objectKey]any{},
@@ -81,8 +82,16 @@ func decode(name string, data []byte, before *contents, o *Options) *contents {
 	return &d.contents
 }
 
+// retain takes over from before what the file says no longer, or in a way that
+// cannot be served.
 func (d *decoder) retain(before *contents) {
 	for key, obj := range before.objects {
+		if svc, ok := d.objects[key].(*service); ok && svc.impossible() {
+			kept := *obj.(*service)
+			kept.problems = svc.problems
+			d.objects[key] = &kept
+			continue
+		}
 		if _, replaced := d.objects[key]; !replaced && (d.anonymous || slices.Contains(d.failed, key)) {
 			d.objects[key] = obj
 		}

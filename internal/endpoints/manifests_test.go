@@ -211,6 +211,31 @@ func TestMalformedManifestsKeepWhatTheySaid(t *testing.T) {
 	}
 }
 
+// TestImpossibleValuesKeepWhatTheySaid has values that an API server would refuse:
+// the Service stays what it was, and the problem is its own.
+func TestImpossibleValuesKeepWhatTheySaid(t *testing.T) {
+	a, b := serviceDoc("a", "10.96.0.1"), serviceDoc("b", "10.96.0.2")
+	for _, tc := range []struct {
+		name, after string
+		problems    []string
+	}{
+		{"port", strings.Replace(a, "port: 80", "port: 99999", 1),
+			[]string{"Service default/a: spec.ports[0].port: 99999 is outside 1..65535"}},
+		{"no address", strings.Replace(a, "clusterIP", "clusterIp", 1),
+			[]string{`unknown field "spec.clusterIp"`, "Service default/a: spec.clusterIP: is empty"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := newFolder(t)
+			f.put("x.yaml", docs(a, b))
+			f.check("before", []string{lineA, lineB}, nil)
+			f.put("x.yaml", docs(tc.after, b))
+			f.check("impossible", []string{lineA, lineB}, tc.problems)
+			f.put("x.yaml", docs(a, b))
+			f.check("repaired", []string{lineA, lineB}, nil)
+		})
+	}
+}
+
 func TestMalformedManifestAtTheStart(t *testing.T) {
 	f := newFolder(t)
 	f.put("a.yaml", docs("kind: [\n", serviceDoc("b", "10.96.0.2")))

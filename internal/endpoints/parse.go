@@ -52,6 +52,13 @@ func (s *service) equal(t *service) bool {
 		slices.EqualFunc(s.units, t.units, unit.equal) && slices.EqualFunc(s.problems, t.problems, Problem.same)
 }
 
+// impossible tells whether s has values that an API server refuses.
+func (s *service) impossible() bool {
+	return slices.ContainsFunc(s.problems, func(p Problem) bool {
+		return p.Reason == ReasonInvalidPort || p.Reason == ReasonNoClusterIP
+	})
+}
+
 // spec is the validated part of a v1.ServiceSpec that frontends are made of.
 type spec struct {
 	served    [len(families)]bool

@@ -72,6 +72,9 @@ func TestMalformedManifests(t *testing.T) {
 		a.awaitLog(append([]string{"level=WARN"}, tc.says...)...)
 		t.Logf("%s: %s", tc.name, a.log.line(append([]string{"level=WARN"}, tc.says...)...))
 		tr.flows()
+		if tc.keeps {
+			r.follows(webVIP, "backend1", "backend2")
+		}
 		r.put("web.yaml", good)
 		tr.flows()
 	}
@@ -92,11 +95,12 @@ func TestImpossibleValues(t *testing.T) {
 	tr := r.traffic(nextVIP)
 	for _, tc := range []struct {
 		name, text string
+		keeps      bool // what worked goes on
 		says       []string
 	}{
-		{"port", strings.Replace(good, "port: 80,", "port: 99999,", 1), []string{"shop/web", "spec.ports[0].port", "99999"}},
-		{"no address", strings.Replace(good, "clusterIP:", "clusterIp:", 1), []string{"shop/web", "spec.clusterIP", "is empty"}},
-		{"another's address", strings.Replace(good, webVIP.ip(), nextVIP.ip(), 1), []string{nextVIP.ip(), "is served by Service shop/"}},
+		{"port", strings.Replace(good, "port: 80,", "port: 99999,", 1), true, []string{"shop/web", "spec.ports[0].port", "99999"}},
+		{"no address", strings.Replace(good, "clusterIP:", "clusterIp:", 1), true, []string{"shop/web", "spec.clusterIP", "is empty"}},
+		{"another's address", strings.Replace(good, webVIP.ip(), nextVIP.ip(), 1), false, []string{nextVIP.ip(), "is served by Service shop/"}},
 	} {
 		r.put("web.yaml", tc.text)
 		a.awaitLog(append([]string{"level=WARN"}, tc.says...)...)
