@@ -76,9 +76,9 @@ func TestWithoutRoot(t *testing.T) {
 		oneLine bool
 	}{
 		{r.runArgs(), 1, "the eBPF dataplane needs root", true},
-		{[]string{"cleanup"}, 1, "cleanup needs root", true},
-		{[]string{"get", "services"}, 1, "permission denied", true},
-		{[]string{"explain", "--from=10.244.1.2", "--to=" + string(webVIP)}, 1, "permission denied", true},
+		{[]string{"cleanup"}, 1, "cleanup: root is needed", true},
+		{[]string{"get", "services"}, 1, "needs root", true},
+		{[]string{"explain", "--from=10.244.1.2", "--to=" + string(webVIP)}, 1, "needs root", true},
 		{[]string{"check", "--manifests=" + r.dir}, 1, "not root", false},
 		{[]string{"version"}, 0, "lbproxy", false},
 	} {
