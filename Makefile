@@ -45,7 +45,7 @@ test-root: need-root ## all tests, long ones too, on this kernel (build tag root
 
 test-kernel: ## tests on Linux 6.1 in a virtual machine
 	@hack/deps.sh $@
-	$(KERNEL_TEST) ./test/kernel/smoke
+	LBPROXY_TEST_VM=1 go test -count=1 -timeout 20m ./test/kernel
 	$(KERNEL_TEST) -run '$(KERNEL_RUN)' ./internal/dataplane/ebpf
 
 test-cluster: need-root ## tests against a real API server (root)

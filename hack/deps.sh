@@ -25,10 +25,12 @@ for target in "$@"; do
 	test-unit) # -race and the C twins of internal/algo
 		need gcc gcc
 		need /usr/include/stdio.h libc6-dev
+		need cpio cpio # reads what test/kernel writes
 		;;
 	test-root)
 		need gcc gcc
 		need /usr/include/stdio.h libc6-dev
+		need cpio cpio
 		need iptables iptables
 		need ip6tables-restore iptables
 		;;
