@@ -183,10 +183,12 @@ func (p probe) dial(ctx context.Context, n int, timeout time.Duration) ([]lab.Re
 }
 
 // lastPort is the source port of the last fresh call. Ports from firstPort on are
-// not among those that the kernel gives to sockets.
+// neither among those that the kernel gives to sockets nor among those that lbproxy
+// masquerades with: a process of the node that takes one of the latter may meet a
+// connection that has it.
 var lastPort atomic.Uint32
 
-const firstPort = 10300
+const firstPort = 61000
 
 // dialFresh calls n times, each time from a port that was not used before. A UDP
 // socket with the port of an earlier one may go on where that one was.

@@ -145,7 +145,7 @@ func (h *netHarness) dial(t *testing.T, host string, req lab.Request, n int) []l
 	}
 	var rs []lab.Result
 	for range n {
-		req.From = netip.AddrPortFrom(addr, 10000+h.port%20000) // below the ephemeral range
+		req.From = netip.AddrPortFrom(addr, 61000+h.port%4500) // above the ephemeral range; masquerading is below
 		h.port++
 		rs = append(rs, h.lab.Host(host).Dial(t.Context(), req))
 	}
