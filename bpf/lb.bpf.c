@@ -45,56 +45,65 @@ static __always_inline bool masquerades(const struct packet *pkt, const struct f
 /*
  * A client may use one port for a VIP and for one of its backends directly: then
  * the backend could not tell the two apart, and neither could we its replies.
- * Such a direct connection gets another port, as any other that collides.
+ * Says if a packet starts such a direct connection.
  */
-static __always_inline int ingress_direct(struct __sk_buff *skb, const struct packet *pkt)
+static __noinline bool collides(const struct packet *pkt)
 {
 	struct tuple reply = tuple_inverse(&pkt->t, HOOK_EGRESS);
-	struct choice c = { .addr = pkt->t.daddr, .port = pkt->t.dport };
-	struct translation tr = {};
-	int err;
 
-	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN ||
-	    !bpf_map_lookup_elem(&conns, &reply))
-		return NEXT;
-	err = conn_create(&pkt->t, &c, false, &tr);
-	if (!err)
-		err = rewrite(skb, pkt, &tr);
-	return err ? drop(err) : NEXT;
+	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
+	       bpf_map_lookup_elem(&conns, &reply);
 }
 
-/* Serves the first packet of a connection, if it is to one of our frontends. */
-static __always_inline int ingress_new(struct __sk_buff *skb, const struct packet *pkt)
+/* Chooses a backend for the first packet of a connection. Returns 0 or a negative reason. */
+static __always_inline int ingress_choose(const struct packet *pkt, const struct frontend *fe,
+					  struct choice *c, bool *snat)
 {
-	struct translation tr = {};
+	bool inside = is_pod_addr(&pkt->t.saddr);
+	__u8 local = inside ? FE_INSIDE_LOCAL : FE_OUTSIDE_LOCAL;
+	int err = choose(fe->service, fe->flags & local ? SCOPE_LOCAL : SCOPE_CLUSTER, c);
+
+	if (!err)
+		*snat = masquerades(pkt, fe, c, inside);
+	return err;
+}
+
+/*
+ * Serves the first packet of a connection, if it is to one of our frontends. A
+ * direct connection that collides gets another port, as any other that does.
+ */
+static __always_inline int ingress_new(struct __sk_buff *skb, const struct packet *pkt,
+				       struct translation *tr)
+{
 	struct choice c = {};
 	struct frontend fe;
-	__u32 scope;
-	bool inside;
-	int err;
+	bool snat = false;
+	int err = 0;
 
 	if (pkt->tcp_flags & TCP_RST)
 		return NEXT;
-	if (packet_frontend(pkt, &fe))
-		return ingress_direct(skb, pkt);
-	inside = is_pod_addr(&pkt->t.saddr);
-	scope = fe.flags & (inside ? FE_INSIDE_LOCAL : FE_OUTSIDE_LOCAL) ? SCOPE_LOCAL :
-									   SCOPE_CLUSTER;
-	err = choose(fe.service, scope, &c);
+	if (!packet_frontend(pkt, &fe)) {
+		err = ingress_choose(pkt, &fe, &c, &snat);
+	} else {
+		if (!collides(pkt))
+			return NEXT;
+		c.addr = pkt->t.daddr;
+		c.port = pkt->t.dport;
+	}
 	if (err == -REASON_NO_BACKEND_REJECT)
 		return refuse_packet(skb, pkt);
 	if (err)
 		return TC_ACT_SHOT;
-	err = conn_create(&pkt->t, &c, masquerades(pkt, &fe, &c, inside), &tr);
+	err = conn_create(&pkt->t, &c, snat, tr);
 	if (!err)
-		err = rewrite(skb, pkt, &tr);
+		err = rewrite(skb, pkt, tr);
 	return err ? drop(err) : NEXT;
 }
 
 static __always_inline int ingress(struct __sk_buff *skb, __u32 l3)
 {
 	struct packet pkt = {};
-	struct translation tr;
+	struct translation tr = {};
 	struct conn *c;
 	int err;
 
@@ -115,7 +124,7 @@ static __always_inline int ingress(struct __sk_buff *skb, __u32 l3)
 		c = NULL;
 	}
 	if (!c)
-		return ingress_new(skb, &pkt);
+		return ingress_new(skb, &pkt, &tr);
 	if (c->flags & CONN_FORWARD)
 		conn_request(&pkt, c);
 	tr = (struct translation){ c->addr, c->port, c->other_port };
