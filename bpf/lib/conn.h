@@ -172,6 +172,16 @@ static __always_inline void conn_reply(const struct packet *pkt, struct conn *c)
 }
 
 /*
+ * Inserts an entry for a key that has none: 0, -EEXIST or another error. Before
+ * Linux 6.4 the kernel returns an int, and the upper half of the register is not
+ * its sign: a comparison in 64 bits would not find -EEXIST.
+ */
+static __always_inline int conn_insert(const struct tuple *key, const struct conn *c)
+{
+	return (int)bpf_map_update_elem(&conns, key, c, BPF_NOEXIST);
+}
+
+/*
  * Inserts the reply entry of a new connection. If another connection of the
  * client's port has it already, the client gets another port towards the
  * backend, which is stored in fwd.
@@ -187,11 +197,11 @@ static __always_inline int conn_insert_reply(const struct tuple *key, struct con
 		.last = fwd->last,
 	};
 	struct tuple rkey;
-	long err;
+	int err;
 
 	for (int i = 0; i < PORT_TRIES; i++) {
 		rkey = reply_key(key, fwd);
-		err = bpf_map_update_elem(&conns, &rkey, &reply, BPF_NOEXIST);
+		err = conn_insert(&rkey, &reply);
 		if (err != -EEXIST)
 			return err ? -REASON_CONN_TABLE_FULL : 0;
 		fwd->other_port = bpf_htons(1024 + pick_scale(bpf_get_prandom_u32(), 64512));
@@ -240,7 +250,7 @@ static __noinline int conn_create(const struct tuple *key, const struct choice *
 		return err;
 	if (snat)
 		err = conn_insert_snat(key, &fwd);
-	if (!err && !bpf_map_update_elem(&conns, key, &fwd, BPF_NOEXIST)) {
+	if (!err && !conn_insert(key, &fwd)) {
 		count_opened(c->backend);
 		*tr = (struct translation){ fwd.addr, fwd.port, fwd.other_port };
 		return 0;
@@ -342,15 +352,15 @@ static __always_inline int snat_insert(struct __sk_buff *skb, const struct packe
 		.other_port = pkt->t.dport,
 		.last = bpf_ktime_get_coarse_ns(),
 	};
-	long err;
+	int err;
 
 	for (int i = 0; i < PORT_TRIES; i++) {
 		unsnat->dport = bpf_htons(snat_port_min + pick_scale(bpf_get_prandom_u32(), range));
 		if (port_taken(skb, unsnat))
 			continue;
-		err = bpf_map_update_elem(&conns, unsnat, &back, BPF_NOEXIST);
+		err = conn_insert(unsnat, &back);
 		if (err == -EEXIST && snat_reuse(unsnat))
-			err = bpf_map_update_elem(&conns, unsnat, &back, BPF_NOEXIST);
+			err = conn_insert(unsnat, &back);
 		if (!err)
 			return 0;
 		if (err != -EEXIST)

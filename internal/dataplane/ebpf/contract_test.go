@@ -25,6 +25,7 @@ const (
 // netHarness runs the contract with real packets.
 type netHarness struct {
 	lab       *lab.Lab
+	rig       *rig
 	connected bool // UDP sockets connect
 	port      uint16
 }
@@ -77,7 +78,32 @@ func (h *netHarness) Dataplane(t *testing.T) dataplane.Dataplane {
 		}
 	})
 	r.start()
+	h.rig = r
 	return r.dp
+}
+
+// tellLost logs what the kernel knows when an exchange that should be answered
+// was not.
+func (h *netHarness) tellLost(t *testing.T, from dptest.Origin, r lab.Result) {
+	t.Helper()
+	t.Logf("lost, from %s %s after %v: %s", from, r.Local, r.Took, r.Err)
+	drops, err := h.rig.dp.maps.drops()
+	t.Logf("drops %v, %v", drops, err)
+	var (
+		key lbTuple
+		c   lbConn
+	)
+	it := h.rig.dp.maps.byName[lbMapConns].Iterate()
+	for it.Next(&key, &c) {
+		src, dst := addrPortOf(key.Saddr, key.Sport), addrPortOf(key.Daddr, key.Dport)
+		if src.Port() == r.Local.Port() || dst.Port() == r.Local.Port() || c.Port == swap16(r.Local.Port()) || c.OtherPort == swap16(r.Local.Port()) {
+			t.Logf("entry hook %d %s -> %s: %s other port %d flags %d state %d last %d", key.Hook, src, dst,
+				addrPortOf(c.Addr, c.Port), swap16(c.OtherPort), c.Flags, c.State, c.Last)
+		}
+	}
+	if err := it.Err(); err != nil {
+		t.Logf("entries: %v", err)
+	}
 }
 
 func (h *netHarness) Addrs() dptest.Addresses {
@@ -119,6 +145,9 @@ func (h *netHarness) Try(t *testing.T, f dptest.Flow) dptest.Outcome {
 			v = dptest.Mixed
 		}
 		out.Verdict = v
+		if r.Kind != lab.OK && r.Kind != lab.Refused && !f.Silence {
+			h.tellLost(t, f.From, r)
+		}
 		if r.Kind == lab.OK {
 			out.Backends[r.ServerLocal]++
 			out.Seen = append(out.Seen, r.Seen.Addr())
