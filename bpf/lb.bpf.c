@@ -50,9 +50,12 @@ static __always_inline bool masquerades(const struct packet *pkt, const struct f
 static __noinline bool collides(const struct packet *pkt)
 {
 	struct tuple reply = tuple_inverse(&pkt->t, HOOK_EGRESS);
+	struct conn *c;
 
-	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
-	       bpf_map_lookup_elem(&conns, &reply);
+	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return false;
+	c = bpf_map_lookup_elem(&conns, &reply);
+	return c && !(c->flags & CONN_WATCH);
 }
 
 /* Chooses a backend for the first packet of a connection. Returns 0 or a negative reason. */
@@ -61,7 +64,7 @@ static __always_inline int ingress_choose(const struct packet *pkt, const struct
 {
 	bool inside = is_pod_addr(&pkt->t.saddr);
 	__u8 local = inside ? FE_INSIDE_LOCAL : FE_OUTSIDE_LOCAL;
-	int err = choose(fe->service, fe->flags & local ? SCOPE_LOCAL : SCOPE_CLUSTER, c);
+	int err = choose(fe->service, fe->flags & local ? SCOPE_LOCAL : SCOPE_CLUSTER, &pkt->t, c);
 
 	if (!err)
 		*snat = masquerades(pkt, fe, c, inside);
@@ -95,7 +98,9 @@ static __always_inline int ingress_new(struct __sk_buff *skb, const struct packe
 	if (err)
 		return TC_ACT_SHOT;
 	err = conn_create(&pkt->t, &c, snat, tr);
-	if (!err)
+	if (err)
+		pick_undo(c.backend);
+	if (err >= 0)
 		err = rewrite(skb, pkt, tr);
 	return err ? drop(err) : NEXT;
 }
@@ -125,6 +130,8 @@ static __always_inline int ingress(struct __sk_buff *skb, __u32 l3)
 	}
 	if (!c)
 		return ingress_new(skb, &pkt, &tr);
+	if (c->flags & CONN_WATCH)
+		return conn_watch(skb, &pkt, c);
 	if (c->flags & CONN_FORWARD)
 		conn_request(&pkt, c);
 	tr = (struct translation){ c->addr, c->port, c->other_port };
@@ -169,12 +176,14 @@ static __always_inline int egress(struct __sk_buff *skb, __u32 l3)
 	c = bpf_map_lookup_elem(&conns, &pkt.t);
 	if (!c)
 		return egress_own(skb, &pkt);
+	if (c->flags & CONN_WATCH)
+		return conn_watch(skb, &pkt, c);
 	if (c->flags & CONN_SNAT) {
 		err = c->port ? 0 : snat_allocate(skb, &pkt, c);
 		if (err)
 			return drop(err);
 	} else {
-		conn_reply(&pkt, c);
+		conn_reply(skb, &pkt, c);
 	}
 	tr = (struct translation){ c->addr, c->port, c->other_port };
 	err = rewrite(skb, &pkt, &tr);
@@ -211,7 +220,7 @@ int lb_egress_l3(struct __sk_buff *skb)
 SEC("syscall")
 int lb_sweep(struct sweep *ctx)
 {
-	struct sweep s = { .now = ctx->now };
+	struct sweep s = { .now = ctx->now, .recount = ctx->recount };
 
 	bpf_for_each_map_elem(&conns, sweep_conn, &s, 0);
 	bpf_for_each_map_elem(&udp_flows, sweep_flow, &s, 0);
@@ -219,9 +228,20 @@ int lb_sweep(struct sweep *ctx)
 	return 0;
 }
 
+/* Run by the agent for every socket that has an assignment. */
+SEC("iter/bpf_sk_storage_map")
+int lb_recount(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	recount_sock(ctx);
+	return 0;
+}
+
 /* Keeps the enums in the type information, from which the Go side is generated. */
 const struct {
 	enum kind kind;
+	enum cost cost;
+	enum hash_key hash_key;
+	enum signal signal;
 	enum scope scope;
 	enum verdict verdict;
 	enum frontend_flags frontend_flags;

@@ -175,13 +175,56 @@ static __always_inline bool has_ended(int state)
 	return state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_CLOSE;
 }
 
+/*
+ * Watches for the first packet of the backend that carries bytes: TCP tells programs
+ * of segments on its slow path only, so the packet programs look out for it. To a pod
+ * it leaves through the pod's device, to a process of the node it comes in.
+ */
+static __always_inline void sock_watch(struct bpf_sock_ops *ctx, const struct sock_state *st)
+{
+	struct conn watch = {
+		.flags = CONN_WATCH | SIGNAL_FIRST_BYTE << CONN_SIGNAL_SHIFT,
+		.start = st->opened / 1000,
+		.backend = st->backend,
+		.gen = st->gen,
+		.last = bpf_ktime_get_ns(),
+	};
+	struct tuple key = {
+		.saddr = st->peer,
+		.sport = st->peer_port,
+		.dport = bpf_htons(ctx->local_port),
+		.proto = IPPROTO_TCP,
+		.hook = bpf_get_netns_cookie(ctx) == host_netns ? HOOK_INGRESS : HOOK_EGRESS,
+	};
+
+	if (addr_is_v4(&st->peer)) {
+		key.daddr = addr_v4(ctx->local_ip4);
+	} else {
+		key.daddr.w[0] = ctx->local_ip6[0];
+		key.daddr.w[1] = ctx->local_ip6[1];
+		key.daddr.w[2] = ctx->local_ip6[2];
+		key.daddr.w[3] = ctx->local_ip6[3];
+	}
+	bpf_map_update_elem(&conns, &key, &watch, BPF_NOEXIST);
+}
+
+/* Measures, or starts to measure, a connection that is established. */
+static __always_inline void sock_established(struct bpf_sock_ops *ctx, struct sock_state *st)
+{
+	if (st->signal == SIGNAL_CONNECT)
+		latency_add(st->backend, (bpf_ktime_get_ns() - st->opened) / 1000, 1);
+	else if (st->signal == SIGNAL_FIRST_BYTE)
+		sock_watch(ctx, st);
+}
+
 SEC("sockops")
 int lb_sock_ops(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct sock_state *st;
 
-	if (!sk || (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_STATE_CB))
+	if (!sk || (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_STATE_CB &&
+		    ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB))
 		return 1;
 	st = bpf_sk_storage_get(&sock_states, sk, 0, 0);
 	if (!st)
@@ -189,6 +232,8 @@ int lb_sock_ops(struct bpf_sock_ops *ctx)
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
 		bpf_sock_ops_cb_flags_set(ctx,
 					  ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	else if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+		sock_established(ctx, st);
 	else if (has_ended(ctx->args[1]))
 		sock_closed(st, ctx->args[0] == BPF_TCP_SYN_SENT);
 	return 1;

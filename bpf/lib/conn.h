@@ -58,35 +58,41 @@ static __always_inline struct tuple forward_key(const struct tuple *reply, const
 	};
 }
 
-/*
- * Adds bits to a forward entry's state, and counts the end of the connection
- * when it has come. The bit CONN_CLOSED is set by exactly one caller.
- */
-static __always_inline void conn_mark(struct conn *fwd, __u32 bits)
+/* Counts the end of a connection. The bit CONN_CLOSED is set by exactly one caller. */
+static __always_inline void conn_close(struct conn *fwd)
 {
-	__u32 fins = CONN_FIN_CLIENT | CONN_FIN_BACKEND;
-	__u32 old = __sync_fetch_and_or(&fwd->state, bits);
-	__u32 now = old | bits;
+	__u32 old = __sync_fetch_and_or(&fwd->state, CONN_CLOSED);
 
-	if (old & CONN_CLOSED)
-		return;
-	if (!(now & CONN_CLOSED)) {
-		if ((now & fins) != fins)
-			return;
-		if (__sync_fetch_and_or(&fwd->state, CONN_CLOSED) & CONN_CLOSED)
-			return;
-	}
-	count_closed(fwd->backend, !(now & CONN_REPLIED));
+	if (!(old & CONN_CLOSED))
+		count_closed(fwd->backend, !(old & CONN_REPLIED));
 }
 
-/* Removes every entry of a connection and counts its end. */
-static __noinline int conn_remove(const struct tuple *key, struct conn *fwd)
+static __always_inline __u32 conn_signal(const struct conn *c)
+{
+	return (c->flags & CONN_SIGNAL) >> CONN_SIGNAL_SHIFT;
+}
+
+/* Adds bits to a forward entry's state, and counts the end when it has come. */
+static __always_inline void conn_mark(struct conn *fwd, __u32 bits)
+{
+	const __u32 fins = CONN_FIN_CLIENT | CONN_FIN_BACKEND, ends = fins | CONN_CLOSED;
+	__u32 close = bits & CONN_CLOSED;
+	__u32 old = __sync_fetch_and_or(&fwd->state, bits & ~CONN_CLOSED);
+
+	if (bits & ends && !(old & ends) && old & CONN_REPLIED &&
+	    conn_signal(fwd) == SIGNAL_LAST_BYTE)
+		latency_add(fwd->backend, now_ms() - fwd->start, 1000);
+	if (close || ((old | bits) & fins) == fins)
+		conn_close(fwd);
+}
+
+/* Removes every entry of a connection. Its end was counted before. */
+static __noinline int conn_forget(const struct tuple *key, struct conn *fwd)
 {
 	struct tuple reply = reply_key(key, fwd);
 	struct tuple snat;
 	struct conn *c;
 
-	conn_mark(fwd, CONN_CLOSED);
 	if (bpf_map_lookup_elem(&conns, key) != fwd)
 		return 0; /* somebody else removed it, and it may have started again */
 	bpf_map_delete_elem(&conns, key);
@@ -101,6 +107,13 @@ static __noinline int conn_remove(const struct tuple *key, struct conn *fwd)
 	bpf_map_delete_elem(&conns, &snat);
 	bpf_map_delete_elem(&conns, &reply);
 	return 0;
+}
+
+/* Removes every entry of a connection and counts its end. */
+static __always_inline void conn_remove(const struct tuple *key, struct conn *fwd)
+{
+	conn_close(fwd);
+	conn_forget(key, fwd);
 }
 
 static __always_inline void conn_touch(struct conn *c)
@@ -151,24 +164,67 @@ static __always_inline bool conn_restarts(const struct packet *pkt, const struct
 	return !(fwd->state & CONN_REPLIED) && !backend_usable(fwd->backend, fwd->gen);
 }
 
+/* Says whether a packet carries bytes for the application. */
+static __always_inline bool has_payload(struct __sk_buff *skb, const struct packet *pkt)
+{
+	__u8 offset = sizeof(struct udphdr) << 2;
+
+	if (pkt->frag_later)
+		return true;
+	if (pkt->t.proto == IPPROTO_TCP && load(skb, pkt->l4 + 12, &offset, sizeof(offset)))
+		return false;
+	return skb->len > pkt->l4 + (offset >> 4) * 4;
+}
+
+/* Takes the time of a connection from which bytes are awaited, if this packet ends it. */
+static __noinline int conn_measure(struct __sk_buff *skb, const struct packet *pkt, struct conn *c)
+{
+	if (pkt->tcp_flags & TCP_RST)
+		return 0;
+	if (conn_signal(c) == SIGNAL_FIRST_BYTE && !has_payload(skb, pkt))
+		return 0;
+	c->flags &= ~CONN_SIGNAL;
+	latency_add(c->backend, now_us() - c->start, 1);
+	return 0;
+}
+
+/* Looks at a packet that a socket's time may end with, and removes the watch then. */
+static __noinline int conn_watch(struct __sk_buff *skb, const struct packet *pkt, struct conn *c)
+{
+	struct tuple key = pkt->t;
+
+	conn_measure(skb, pkt, c);
+	if (!(c->flags & CONN_SIGNAL))
+		bpf_map_delete_elem(&conns, &key);
+	return TC_ACT_UNSPEC;
+}
+
+/* Tells the forward entry what a packet of the backend said. */
+static __noinline int conn_tell(const struct packet *pkt, const struct conn *c, __u32 bits)
+{
+	struct tuple key = forward_key(&pkt->t, c);
+	struct conn *fwd = bpf_map_lookup_elem(&conns, &key);
+
+	if (fwd)
+		conn_mark(fwd, bits);
+	return 0;
+}
+
 /* Follows the state of a connection on a packet that the backend sent. */
-static __always_inline void conn_reply(const struct packet *pkt, struct conn *c)
+static __always_inline void conn_reply(struct __sk_buff *skb, const struct packet *pkt,
+				       struct conn *c)
 {
 	__u32 bits = conn_bits(pkt, CONN_FIN_BACKEND);
-	struct tuple key;
-	struct conn *fwd;
 
 	conn_touch(c);
+	if (c->flags & CONN_SIGNAL)
+		conn_measure(skb, pkt, c);
 	if (!(c->state & CONN_REPLIED) && !(pkt->tcp_flags & TCP_RST)) {
 		c->state |= CONN_REPLIED;
 		bits |= CONN_REPLIED;
 	}
-	if (!bits)
-		return;
-	key = forward_key(&pkt->t, c);
-	fwd = bpf_map_lookup_elem(&conns, &key);
-	if (fwd)
-		conn_mark(fwd, bits);
+	if (bits)
+		conn_tell(pkt, c, bits);
 }
 
 /*
@@ -186,7 +242,8 @@ static __always_inline int conn_insert(const struct tuple *key, const struct con
  * client's port has it already, the client gets another port towards the
  * backend, which is stored in fwd.
  */
-static __always_inline int conn_insert_reply(const struct tuple *key, struct conn *fwd)
+static __always_inline int conn_insert_reply(const struct tuple *key, struct conn *fwd,
+					     __u32 signal)
 {
 	struct conn reply = {
 		.addr = key->daddr,
@@ -198,6 +255,11 @@ static __always_inline int conn_insert_reply(const struct tuple *key, struct con
 	};
 	struct tuple rkey;
 	int err;
+
+	if (signal == SIGNAL_CONNECT || signal == SIGNAL_FIRST_BYTE) {
+		reply.flags = signal << CONN_SIGNAL_SHIFT;
+		reply.start = now_us();
+	}
 
 	for (int i = 0; i < PORT_TRIES; i++) {
 		rkey = reply_key(key, fwd);
@@ -227,7 +289,7 @@ static __always_inline int conn_insert_snat(const struct tuple *key, const struc
  * Tracks a new connection from key to the chosen backend. The forward entry is
  * inserted last, so a connection is complete when it can be found; of two
  * packets that race, the second finds the first one's entry. Returns 0 and
- * fills tr, or a negative reason.
+ * fills tr; 1 if that is another connection's entry; or a negative reason.
  */
 static __noinline int conn_create(const struct tuple *key, const struct choice *c, bool snat,
 				  struct translation *tr)
@@ -245,7 +307,11 @@ static __noinline int conn_create(const struct tuple *key, const struct choice *
 	struct tuple rkey;
 	int err;
 
-	err = conn_insert_reply(key, &fwd);
+	if (c->signal == SIGNAL_LAST_BYTE) {
+		fwd.flags |= SIGNAL_LAST_BYTE << CONN_SIGNAL_SHIFT;
+		fwd.start = now_ms();
+	}
+	err = conn_insert_reply(key, &fwd, c->signal);
 	if (err)
 		return err;
 	if (snat)
@@ -263,7 +329,7 @@ static __noinline int conn_create(const struct tuple *key, const struct choice *
 	if (!other)
 		return -REASON_CONN_TABLE_FULL;
 	*tr = (struct translation){ other->addr, other->port, other->other_port };
-	return 0;
+	return 1;
 }
 
 /* Says whether a socket of this node has the port that unsnat would take. */
@@ -306,7 +372,7 @@ static __always_inline int snat_addr(struct __sk_buff *skb, const struct packet 
 	if (!dev)
 		return -REASON_NO_SNAT_ADDRESS;
 	*addr = pkt->v4 ? dev->v4 : dev->v6;
-	if (!addr->w[0] && !addr->w[1] && !addr->w[2] && !addr->w[3])
+	if (addr_is_zero(addr))
 		return -REASON_NO_SNAT_ADDRESS;
 	return 0;
 }
@@ -337,7 +403,7 @@ static __always_inline bool snat_reuse(const struct tuple *unsnat)
 	c = bpf_map_lookup_elem(&conns, &key);
 	if (!c || !(c->state & CONN_CLOSED))
 		return false;
-	conn_remove(&key, c);
+	conn_forget(&key, c);
 	return true;
 }
 

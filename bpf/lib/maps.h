@@ -17,6 +17,15 @@ struct {
 	__type(value, struct frontend);
 } frontends SEC(".maps");
 
+/* One element. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
 /* Services by id; element 0 is not used. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -61,6 +70,15 @@ struct {
 	__type(key, __u32);
 	__type(value, struct backend_stats);
 } backend_stats SEC(".maps");
+
+/* Open connections by backend id, as the last recount found them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} recounts SEC(".maps");
 
 /* Assignments of sockets; freed with the socket. */
 struct {

@@ -2,7 +2,7 @@
 /* Reading a packet's headers into a tuple, and writing a translation back. */
 #pragma once
 
-#include "service.h"
+#include "choose.h"
 
 #define IPV6_EXT_HEADERS 4 /* as many are walked */
 
@@ -57,15 +57,6 @@ static __always_inline int load(struct __sk_buff *skb, __u32 off, void *to, cons
 	for (__u32 i = 0; i < n / 4; i++)
 		((__u32 *)to)[i] = ((__u32 *)data)[i];
 	return 0;
-}
-
-static __always_inline struct addr addr_v4(__be32 a)
-{
-	struct addr r = {};
-
-	r.w[2] = V4_MAPPED;
-	r.w[3] = a;
-	return r;
 }
 
 /* Reads an IPv4 header at pkt->l3. Returns an enum parsed or a negative reason. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* From an address to a backend. */
+/* From an address to a pool of backends. */
 #pragma once
 
 #include "maps.h"
@@ -12,14 +12,6 @@
 /* Cookie of the network namespace that the agent runs in. */
 const volatile __u64 host_netns = 0;
 
-/* A backend that was chosen for a connection. */
-struct choice {
-	struct addr addr;
-	__be16 port;
-	__u32 backend;
-	__u32 gen;
-};
-
 /* Counts one packet or call that was not served; returns -reason. */
 static __always_inline int count_drop(__u32 reason)
 {
@@ -28,6 +20,20 @@ static __always_inline int count_drop(__u32 reason)
 	if (n)
 		*n += 1;
 	return -(int)reason;
+}
+
+static __always_inline struct addr addr_v4(__be32 a)
+{
+	struct addr r = {};
+
+	r.w[2] = V4_MAPPED;
+	r.w[3] = a;
+	return r;
+}
+
+static __always_inline bool addr_is_zero(const struct addr *a)
+{
+	return !a->w[0] && !a->w[1] && !a->w[2] && !a->w[3];
 }
 
 static __always_inline bool addr_equal(const struct addr *a, const struct addr *b)
@@ -45,6 +51,13 @@ static __always_inline bool addr_is_loopback(const struct addr *a)
 	if (addr_is_v4(a))
 		return (a->w[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
 	return !a->w[0] && !a->w[1] && !a->w[2] && a->w[3] == bpf_htonl(1);
+}
+
+static __always_inline const struct settings *settings_of_node(void)
+{
+	const __u32 zero = 0;
+
+	return bpf_map_lookup_elem(&settings, &zero);
 }
 
 /* Digest of a frontend's key, as the agent computes it. */
@@ -109,30 +122,6 @@ static __always_inline const struct slot *slot_at(__u32 i)
 	return bpf_map_lookup_elem(&slots, &i);
 }
 
-/* Reads the pool's table; returns an index in [0, n), or a negative reason. */
-static __always_inline int pick_index(const struct slot *head, __u32 base, __u32 n, __u32 *seq)
-{
-	const struct slot *s;
-	__u32 i;
-
-	switch (head->how & HOW_KIND) {
-	case KIND_RAND:
-		i = pick_scale(bpf_get_prandom_u32(), n);
-		if (!(head->how & HOW_ALIAS))
-			return i;
-		s = slot_at(base + 1 + i);
-		return s ? pick_aliased(i, s->alias, bpf_get_prandom_u32()) : -REASON_INTERNAL;
-	case KIND_SEQ:
-		i = __sync_fetch_and_add(seq, 1);
-		if (!head->order_len)
-			return pick_place(i, n);
-		i = pick_place(i, head->order_len);
-		s = slot_at(base + 1 + n + i / 4);
-		return s ? pick_packed(*(const __u64 *)s, i) : -REASON_INTERNAL;
-	}
-	return -REASON_INTERNAL;
-}
-
 /* A pool as a program sees it: one read of the service's word. */
 struct pool {
 	__u32 base;
@@ -162,52 +151,6 @@ static __always_inline int pool_refusal(const struct pool *p)
 	return -REASON_NO_BACKEND_REJECT;
 }
 
-/* Picks a backend from a pool that has some. */
-static __always_inline int pool_pick(const struct pool *p, __u32 *seq, struct choice *out)
-{
-	const struct slot *head = slot_at(p->base), *s;
-	struct backend *be;
-	int i;
-
-	if (!head)
-		return -REASON_INTERNAL;
-	i = pick_index(head, p->base, p->n, seq);
-	if (i < 0)
-		return i;
-	s = slot_at(p->base + 1 + i);
-	if (!s)
-		return -REASON_INTERNAL;
-	out->backend = s->backend;
-	be = bpf_map_lookup_elem(&backends, &out->backend);
-	if (!be)
-		return -REASON_INTERNAL;
-	out->addr = be->addr;
-	out->port = be->port;
-	out->gen = be->gen;
-	return 0;
-}
-
-/*
- * Chooses a backend of a service for a new connection. Returns 0 and fills out,
- * or a negative reason. Everything that the pool's word leads to stays as it is
- * until this program has ended.
- */
-static __always_inline int choose(__u32 service, __u32 scope, struct choice *out)
-{
-	struct service_state *st = bpf_map_lookup_elem(&service_states, &service);
-	struct pool p = {};
-	int err = pool_read(service, scope, &p);
-
-	if (!st || err)
-		return count_drop(REASON_INTERNAL);
-	if (!p.n) {
-		__sync_fetch_and_add(&st->rejected, 1);
-		return count_drop(-pool_refusal(&p));
-	}
-	err = pool_pick(&p, &st->seq[scope], out);
-	return err ? count_drop(-err) : 0;
-}
-
 /* Says whether a backend still takes new connections. */
 static __always_inline bool backend_usable(__u32 id, __u32 gen)
 {
@@ -216,21 +159,7 @@ static __always_inline bool backend_usable(__u32 id, __u32 gen)
 	return be && be->gen == gen && be->state == BACKEND_ACTIVE;
 }
 
-static __always_inline void count_opened(__u32 id)
+static __always_inline struct backend_stats *stats_of(__u32 id)
 {
-	struct backend_stats *s = bpf_map_lookup_elem(&backend_stats, &id);
-
-	if (s)
-		__sync_fetch_and_add(&s->opened, 1);
-}
-
-static __always_inline void count_closed(__u32 id, bool failed)
-{
-	struct backend_stats *s = bpf_map_lookup_elem(&backend_stats, &id);
-
-	if (!s)
-		return;
-	if (failed)
-		__sync_fetch_and_add(&s->failed, 1);
-	__sync_fetch_and_add(&s->closed, 1);
+	return bpf_map_lookup_elem(&backend_stats, &id);
 }

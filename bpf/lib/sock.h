@@ -2,7 +2,7 @@
 /* Translation of sockets: once for each connection, nothing for each packet. */
 #pragma once
 
-#include "service.h"
+#include "source.h"
 
 /* A remote end as a socket call names it. */
 struct remote {
@@ -17,8 +17,11 @@ struct remote {
  */
 static __always_inline void sock_closed(struct sock_state *st, bool failed)
 {
-	if (__sync_val_compare_and_swap(&st->count, SOCK_OPEN, SOCK_CLOSED) == SOCK_OPEN)
-		count_closed(st->backend, failed);
+	if (__sync_val_compare_and_swap(&st->count, SOCK_OPEN, SOCK_CLOSED) != SOCK_OPEN)
+		return;
+	count_closed(st->backend, failed);
+	if (st->signal == SIGNAL_LAST_BYTE && !failed)
+		latency_add(st->backend, (bpf_ktime_get_ns() - st->opened) / 1000000, 1000);
 }
 
 static __always_inline bool addr_is_unspecified(const struct addr *a)
@@ -56,6 +59,34 @@ static __always_inline __u32 inside_scope(const struct frontend *fe)
 	return fe->flags & FE_INSIDE_LOCAL ? SCOPE_LOCAL : SCOPE_CLUSTER;
 }
 
+/* Chooses by what is known of a socket before it has connected. */
+static __noinline int sock_choose_by_flow(struct bpf_sock_addr *ctx, const struct remote *to,
+					  const struct frontend *fe, struct choice *c)
+{
+	struct tuple flow = {
+		.daddr = to->addr,
+		.dport = to->port,
+		.proto = to->proto,
+	};
+
+	sock_source(ctx, &flow);
+	return choose_static(fe->service, inside_scope(fe), &flow, c);
+}
+
+/*
+ * Chooses a backend for a socket. Who the caller is has to be found out only if
+ * that is hashed.
+ */
+static __always_inline int sock_choose(struct bpf_sock_addr *ctx, const struct remote *to,
+				       const struct frontend *fe, struct choice *c)
+{
+	int err = choose_static(fe->service, inside_scope(fe), NULL, c);
+
+	if (err == NEEDS_FLOW)
+		err = sock_choose_by_flow(ctx, to, fe, c);
+	return err == NEEDS_LOAD ? choose_by_load(c) : err;
+}
+
 /* Remembers with the socket what was chosen, and counts it. */
 static __always_inline void sock_remember(struct sock_state *st, const struct remote *vip,
 					  const struct choice *c)
@@ -66,6 +97,7 @@ static __always_inline void sock_remember(struct sock_state *st, const struct re
 	st->peer_port = c->port;
 	st->backend = c->backend;
 	st->gen = c->gen;
+	st->signal = vip->proto == IPPROTO_TCP ? c->signal : SIGNAL_NONE;
 	st->opened = bpf_ktime_get_ns();
 	WRITE_ONCE(st->count, SOCK_OPEN);
 	count_opened(c->backend);
@@ -88,15 +120,17 @@ static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct remote
 	}
 	if (sock_frontend(ctx, to, &fe))
 		return 0;
-	err = choose(fe.service, inside_scope(&fe), &c);
+	err = sock_choose(ctx, to, &fe, &c);
 	if (err)
 		return err;
 	if (!st)
 		st = bpf_sk_storage_get(&sock_states, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (st)
+	if (st) {
 		sock_remember(st, to, &c);
-	else
+	} else {
+		pick_undo(c.backend);
 		count_drop(REASON_SOCK_STATE);
+	}
 	to->addr = c.addr;
 	to->port = c.port;
 	return 0;
@@ -157,8 +191,8 @@ static __always_inline int udp_claim(const struct udp_flow_key *key, const struc
 }
 
 /* Inserts both halves of a new flow and counts it. */
-static __always_inline int udp_remember(struct bpf_sock_addr *ctx, const struct udp_flow_key *key,
-					const struct choice *c)
+static __noinline int udp_remember(struct bpf_sock_addr *ctx, const struct udp_flow_key *key,
+				   const struct choice *c)
 {
 	struct udp_flow flow = {
 		.last = bpf_ktime_get_ns(),
@@ -256,11 +290,14 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct remote
 	}
 	if (flow)
 		udp_forget(&key, flow);
-	err = choose(fe.service, inside_scope(&fe), &c);
+	err = sock_choose(ctx, to, &fe, &c);
 	if (!err)
 		err = udp_remember(ctx, &key, &c);
-	if (err)
+	if (err) {
+		if (c.backend)
+			pick_undo(c.backend);
 		return err;
+	}
 	to->addr = c.addr;
 	to->port = c.port;
 	return 0;

@@ -21,6 +21,15 @@ static __always_inline __u64 conn_timeout(const struct tuple *t, __u32 state)
 	return s * NSEC_PER_SEC;
 }
 
+/* Adds one to what is found open of a backend. */
+static __always_inline void recount(__u32 backend)
+{
+	__u64 *n = bpf_map_lookup_elem(&recounts, &backend);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
+
 static bool is_idle(__u64 now, __u64 last, __u64 timeout)
 {
 	return now > last && now - last > timeout;
@@ -81,6 +90,8 @@ static long sweep_conn(void *map, const struct tuple *key, struct conn *c, struc
 		last = reply->last;
 	if (!is_idle(s->now, last, conn_timeout(&k, c->state))) {
 		s->conns++;
+		if (s->recount && !(c->state & CONN_CLOSED))
+			recount(c->backend);
 		return 0;
 	}
 	conn_remove(&k, c);
@@ -108,9 +119,51 @@ static long sweep_flow(void *map, const struct udp_flow_key *key, struct udp_flo
 		last = back->last;
 	if (!is_idle(s->now, last, udp_stream_timeout * NSEC_PER_SEC)) {
 		s->flows++;
+		if (s->recount && !f->closed)
+			recount(f->backend);
 		return 0;
 	}
 	udp_forget(&k, f);
 	s->expired++;
 	return 0;
+}
+
+#define UNCONNECTED_AFTER (10 * NSEC_PER_SEC)
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct sock_common {
+	unsigned char skc_state;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+};
+
+struct bpf_iter__bpf_sk_storage_map {
+	void *meta;
+	void *map;
+	struct sock *sk;
+	void *value; /* struct sock_state */
+};
+
+#pragma clang attribute pop
+
+/*
+ * Counts a socket's connection if it is open. A UDP socket can be disconnected, and
+ * a connect() can fail for want of a route, without any program being told: such a
+ * socket is not connected, and its connection has ended.
+ */
+static __always_inline void recount_sock(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock_state *st = ctx->value;
+	struct sock *sk = ctx->sk;
+
+	if (!st || !sk || st->count != SOCK_OPEN)
+		return;
+	if (sk->__sk_common.skc_state == BPF_TCP_CLOSE &&
+	    bpf_ktime_get_ns() - st->opened > UNCONNECTED_AFTER)
+		sock_closed(st, false);
+	else
+		recount(st->backend);
 }

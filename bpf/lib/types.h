@@ -21,6 +21,32 @@ enum kind {
 	KIND_NONE,
 	KIND_RAND,
 	KIND_SEQ,
+	KIND_HASH,
+	KIND_TWO,
+	KIND_LEAST,
+	KIND_FEW,
+};
+
+/* What two, least and few compare. The values are those of Cost in internal/algo. */
+enum cost {
+	COST_NONE,
+	COST_CONNS,
+	COST_TIME,
+};
+
+/* What is hashed. The values are those of HashKey in internal/lb. */
+enum hash_key {
+	HASH_SOURCE,
+	HASH_SOURCE_PORT,
+	HASH_TUPLE,
+};
+
+/* Which time is measured: Signal in internal/lb, one more; 0 is none. */
+enum signal {
+	SIGNAL_NONE,
+	SIGNAL_CONNECT,
+	SIGNAL_FIRST_BYTE,
+	SIGNAL_LAST_BYTE,
 };
 
 /* The two pools of a service; the values are those of Scope in internal/lb. */
@@ -82,24 +108,38 @@ struct service_state {
 _Static_assert(sizeof(struct service_state) == 64, "one cache line");
 
 /*
- * Element of a region. A region is a head, n backends, and the order, packed
- * four indexes to an element.
+ * Element of a region. A region is a head of HEAD_SLOTS, n backends, and then what
+ * the kind needs: the order, packed four indexes to an element; a factor for each
+ * backend, packed two to an element; starters, packed the same; bounds, see
+ * lib/least.h.
  */
 struct slot {
 	union {
 		__u32 backend;	 /* backend: index into backends */
-		__u32 order_len; /* head: entries of the order, or 0 */
+		__u32 order_len; /* head 0: entries of the order, or 0 */
+		__u32 seq_start; /* head 1: added to the sequence number */
+		__u32 prefix4;	 /* head 2: leading bits of an IPv4 source that are hashed */
 	};
 	union {
-		__u32 alias; /* backend: threshold << 16 | other index */
-		__u32 how;   /* head: enum kind | enum verdict << 8 | HOW_ALIAS */
+		__u32 alias;	/* backend: threshold << 16 | other index */
+		__u32 how;	/* head 0: enum kind and HOW_* */
+		__u32 starters; /* head 1: how many are in slow start */
+		__u32 prefix6;	/* head 2: the same of IPv6 */
 	};
 };
 _Static_assert(sizeof(struct slot) == 8, "layout is shared with Go");
 
+#define HEAD_SLOTS 5 /* the last two are the algorithm's name, for people */
+
 #define HOW_KIND 0xff
 #define HOW_VERDICT_SHIFT 8
-#define HOW_ALIAS (1 << 16) /* backends carry alias words */
+#define HOW_ALIAS (1 << 16)   /* backends carry alias words */
+#define HOW_FACTORS (1 << 17) /* there are factors; else each is 1 */
+#define HOW_BOUNDS (1 << 18)  /* there are bounds */
+#define HOW_COST_SHIFT 20     /* enum cost, 2 bits */
+#define HOW_SIGNAL_SHIFT 22   /* enum signal, 2 bits */
+#define HOW_KEY_SHIFT 24      /* enum hash_key, 2 bits */
+#define HOW_FIELD 3
 
 enum backend_state {
 	BACKEND_FREE,
@@ -115,16 +155,24 @@ struct backend {
 	__u8 state; /* enum backend_state */
 	__u32 gen;  /* grows when the element is reused */
 	__u32 service;
-	__u32 pad;
+	__u16 place[SCOPES]; /* its index in pools with bounds, NO_PLACE in others */
 };
 _Static_assert(sizeof(struct backend) == 32, "layout is shared with Go");
 
-/* Counters of a backend. Written by the kernel, except for expired flows. */
+#define NO_PLACE 0xffff
+
+/* A moving average, written as one word. */
+struct latency {
+	__u32 us; /* 0: unknown */
+	__u32 at; /* ms, monotonic, of the last sample */
+};
+
+/* Counters of a backend. Written by the kernel; by the agent at birth. */
 struct backend_stats {
 	__u64 opened;
 	__u64 closed;
 	__u64 failed;
-	__u64 pad;
+	struct latency latency;
 };
 _Static_assert(sizeof(struct backend_stats) == 32, "layout is shared with Go");
 
@@ -140,7 +188,8 @@ struct sock_state {
 	__u64 opened;	      /* ns, monotonic */
 	struct addr flow_vip; /* of its first entry in udp_flows */
 	__be16 flow_port;     /* 0: it has none */
-	__u16 pad[3];
+	__u8 signal;	      /* enum signal: what is measured */
+	__u8 pad[5];
 };
 _Static_assert(sizeof(struct sock_state) == 80, "no hidden padding");
 
@@ -196,7 +245,11 @@ _Static_assert(sizeof(struct tuple) == 40, "layout is shared with Go");
 enum conn_flags {
 	CONN_FORWARD = 1 << 0, /* client to VIP, at ingress: holds the state */
 	CONN_SNAT = 1 << 1,    /* the source is replaced at egress */
+	CONN_SIGNAL = 3 << 2,  /* enum signal, until it was measured */
+	CONN_WATCH = 1 << 4,   /* no translation: the time of a socket is measured */
 };
+
+#define CONN_SIGNAL_SHIFT 2
 
 enum conn_state {
 	CONN_REPLIED = 1 << 0, /* the backend answered */
@@ -223,10 +276,18 @@ struct conn {
 	__u32 state; /* enum conn_state; only in the forward entry */
 	__u32 backend;
 	__u32 gen;
-	__u32 pad;
-	__u64 last; /* ns, monotonic, to the second */
+	__u32 start; /* with CONN_SIGNAL: us, monotonic; ms until the last byte */
+	__u64 last;  /* ns, monotonic, to the second */
 };
 _Static_assert(sizeof(struct conn) == 48, "layout is shared with Go");
+
+/* What all programs should know. Written by the agent when it starts. */
+struct settings {
+	__u64 hash_seed;     /* the same on every node of a cluster */
+	__u64 node;	     /* a number of this node's own */
+	struct addr host[2]; /* of sockets of this node: IPv4, IPv6; all zero: to be found out */
+};
+_Static_assert(sizeof(struct settings) == 48, "layout is shared with Go");
 
 /* Source addresses for packets that leave through a device. */
 struct device {
@@ -278,6 +339,7 @@ enum reason {
 /* What one sweep of the flow tables found. */
 struct sweep {
 	__u64 now;     /* in: ns, monotonic */
+	__u64 recount; /* in: 1 to add connections that are open to recounts */
 	__u64 conns;   /* out: connections alive */
 	__u64 entries; /* out: table entries alive */
 	__u64 expired; /* out: connections and flows removed */

@@ -88,6 +88,7 @@ func ebpfOptions(c config.Config, log *slog.Logger) ebpf.Options {
 		Devices:           c.Devices,
 		PodRanges:         c.ClusterCIDR,
 		NodePortAddresses: c.NodePortAddresses,
+		HashSeed:          c.HashSeed,
 		Sizes: ebpf.Sizes{
 			Services:  c.MaxServices,
 			Frontends: c.MaxFrontends,

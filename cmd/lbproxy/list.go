@@ -55,7 +55,7 @@ func nameCells(n lb.ServiceName) []string {
 func listServices(svcs []named) list {
 	l := list{
 		what:   "services",
-		header: append(slices.Clone(nameHeader), "PICK", "FRONTENDS", "BACKENDS", "LIVE", "OPENED", "FAILED", "REJECTED"),
+		header: append(slices.Clone(nameHeader), "ALGORITHM", "FRONTENDS", "BACKENDS", "LIVE", "OPENED", "FAILED", "REJECTED"),
 	}
 	items := make([]dataplane.ServiceView, 0, len(svcs))
 	for _, s := range svcs {
@@ -69,7 +69,7 @@ func listServices(svcs []named) list {
 			sum.Opened += b.Opened
 			sum.Failed += b.Failed
 		}
-		l.rows = append(l.rows, append(nameCells(s.ServiceName), orDash(s.Kind), addresses(s.Frontends),
+		l.rows = append(l.rows, append(nameCells(s.ServiceName), orDash(cmp.Or(s.Algorithm, s.Kind)), addresses(s.Frontends),
 			strconv.Itoa(active), number(sum.Live), number(sum.Opened), number(sum.Failed), number(s.Rejected)))
 	}
 	l.items = items
@@ -102,13 +102,28 @@ type backendItem struct {
 }
 
 // counterHeader and counters are the columns that say how a backend fares.
-var counterHeader = []string{"STATE", "POOLS", "LIVE", "OPENED", "CLOSED", "FAILED", "SHARE"}
+var counterHeader = []string{"STATE", "POOLS", "LIVE", "OPENED", "CLOSED", "FAILED", "LATENCY", "EXPECTED", "SHARE"}
 
 func counters(b dataplane.BackendView) []string {
-	return []string{
-		b.State, orDash(b.Pools), number(b.Live), number(b.Opened), number(b.Closed), number(b.Failed),
-		strconv.FormatFloat(100*b.Share, 'f', 1, 64) + "%",
+	state := b.State
+	if b.Starting {
+		state = "starting" // slowly: what is expected is its most
 	}
+	return []string{
+		state, orDash(b.Pools), number(b.Live), number(b.Opened), number(b.Closed), number(b.Failed),
+		latency(time.Duration(b.LatencyMicros) * time.Microsecond), percent(b.Expected), percent(b.Share),
+	}
+}
+
+// percent writes a part of 1.
+func percent(part float64) string { return strconv.FormatFloat(100*part, 'f', 1, 64) + "%" }
+
+// latency writes a moving average; 0 is none.
+func latency(d time.Duration) string {
+	if d == 0 {
+		return "-"
+	}
+	return d.String()
 }
 
 func listBackends(svcs []named) list {

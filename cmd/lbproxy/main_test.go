@@ -68,13 +68,13 @@ func (v *fakeView) Close() error { return nil }
 // exampleView is a small node, in no order.
 func exampleView() *fakeView {
 	web := []dataplane.BackendView{
-		{Address: "10.244.1.10:8080", State: "active", Pools: "cluster", Opened: 50, Closed: 45, Live: 5, Share: 0.25},
-		{Address: "10.244.1.9:8080", State: "active", Pools: "both", Opened: 100, Closed: 80, Live: 20, Failed: 1, Share: 0.5},
+		{Address: "10.244.1.10:8080", State: "active", Pools: "cluster", Opened: 50, Closed: 45, Live: 5, Share: 0.25, Expected: 0.1, Starting: true, LatencyMicros: 1250},
+		{Address: "10.244.1.9:8080", State: "active", Pools: "both", Opened: 100, Closed: 80, Live: 20, Failed: 1, Share: 0.5, Expected: 0.9},
 		{Address: "10.244.2.3:8080", State: "leaving", Opened: 50, Closed: 49, Live: 1, Share: 0.25},
 	}
 	return &fakeView{
 		services: []dataplane.ServiceView{
-			{Name: "shop/web:http/TCP/IPv4", Kind: "rand", Backends: web, Frontends: []dataplane.FrontendView{
+			{Name: "shop/web:http/TCP/IPv4", Kind: "least", Algorithm: "least-connection", Backends: web, Frontends: []dataplane.FrontendView{
 				{Address: "10.96.1.1:80/TCP", Type: "ClusterIP"}, {Address: "0.0.0.0:30080/TCP", Type: "NodePort"},
 				{Address: "192.0.2.1:80/TCP", Type: "LoadBalancer"}, {Address: "192.0.2.2:80/TCP", Type: "ExternalIP"},
 			}},
@@ -240,5 +240,11 @@ func TestVersionAndHelp(t *testing.T) {
 		if code := a.execute(strings.Fields(args)); code != exitOK || !strings.Contains(stdout.String(), want) {
 			t.Errorf("lbproxy %s: code %d, stderr %q, stdout lacks %q:\n%s", args, code, stderr, want, stdout)
 		}
+	}
+}
+
+func TestEveryNodeHashesAlike(t *testing.T) {
+	if got := ebpfOptions(config.Config{HashSeed: 1 << 63}, nil).HashSeed; got != 1<<63 {
+		t.Errorf("the dataplane hashes from %d, want %d", got, uint64(1)<<63)
 	}
 }

@@ -222,7 +222,8 @@ func apiServer(t *testing.T) (kubeconfig string, agents *sync.Map) {
 			return
 		}
 		list := map[string][2]string{
-			"/api/v1/services": {"v1", "ServiceList"}, "/api/v1/nodes": {"v1", "NodeList"},
+			"/api/v1/services": {"v1", "ServiceList"}, "/api/v1/nodes": {"meta.k8s.io/v1", "PartialObjectMetadataList"},
+			"/api/v1/pods": {"meta.k8s.io/v1", "PartialObjectMetadataList"},
 			"/apis/discovery.k8s.io/v1/endpointslices": {"discovery.k8s.io/v1", "EndpointSliceList"},
 		}[r.URL.Path]
 		w.Header().Set("Content-Type", "application/json")
@@ -236,6 +237,37 @@ func apiServer(t *testing.T) (kubeconfig string, agents *sync.Map) {
 		t.Fatal(err)
 	}
 	return kubeconfig, agents
+}
+
+func TestRunAppliesAnnotationsAndDefaults(t *testing.T) {
+	dir := t.TempDir()
+	text := strings.Replace(manifest, "namespace: shop}\nspec", "namespace: shop, annotations: {lbproxy.io/algorithm: magic}}\nspec", 1)
+	text = strings.Replace(text, "[10.244.1.9]}", "[10.244.1.9], targetRef: {kind: Pod, name: p}}", 1) +
+		"---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop, labels: {lbproxy.io/weight: \"7\"}}\n" +
+		"---\napiVersion: v1\nkind: Pod\nmetadata: {name: q, namespace: shop, labels: {lbproxy.io/weight: \"-7\"}}\n"
+	if err := os.WriteFile(filepath.Join(dir, "web.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	plane := &fakePlane{services: map[string]*dataplane.Service{}}
+	proc := start(t, plane, "--manifests="+dir, "--algorithm=round-robin", "--slow-start=45s")
+	r := proc.await(func(r record) bool { return r.Server == "metrics" })
+	fetch(t, "http://"+r.Address+"/metrics", func(_ int, body string) bool {
+		return strings.Contains(body, "\nlbproxy_services 1\n") &&
+			strings.Contains(body, "\n"+`lbproxy_endpoints_problems{kind="Pod",reason="InvalidWeight"} 1`+"\n") &&
+			strings.Contains(body, "\n"+`lbproxy_endpoints_problems{kind="Service",reason="InvalidAlgorithm"} 1`+"\n")
+	})
+	plane.mu.Lock()
+	svc := plane.services["shop/web:http/TCP/IPv4"]
+	plane.mu.Unlock()
+	if svc == nil || svc.Balance.Algorithm != "round-robin" || svc.Balance.SlowStart != 45*time.Second || svc.Cluster.Backends[0].Weight != 7 {
+		t.Errorf("got %+v; want round-robin, a slow start of 45s, weight 7", svc)
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := <-proc.code; code != exitOK {
+		t.Errorf("code %d", code)
+	}
 }
 
 func TestRunWithAnAPIServer(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -62,11 +63,12 @@ func newSource(cfg config.Config, log *slog.Logger) (*source, error) {
 		return nil, err
 	}
 	opts := endpoints.Options{
-		NodeName:        cfg.NodeName,
-		Sources:         endpoints.KubernetesSources,
-		MasqueradeAll:   cfg.MasqueradeAll,
-		DenyExternalIPs: !cfg.AllowExternalIPs,
-		CheckAlgorithm:  algo.Check,
+		NodeName:         cfg.NodeName,
+		Sources:          endpoints.KubernetesSources,
+		MasqueradeAll:    cfg.MasqueradeAll,
+		DenyExternalIPs:  !cfg.AllowExternalIPs,
+		CheckAlgorithm:   algo.Check,
+		DefaultAlgorithm: cfg.Algorithm,
 	}
 	if cfg.Manifests != "" {
 		opts.Sources = []endpoints.Source{endpoints.Manifests}
@@ -75,7 +77,7 @@ func newSource(cfg config.Config, log *slog.Logger) (*source, error) {
 			return endpoints.RunManifests(ctx, cfg.Manifests, store, log)
 		}}, nil
 	}
-	client, err := newClient(cfg)
+	client, meta, err := newClients(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -83,25 +85,30 @@ func newSource(cfg config.Config, log *slog.Logger) (*source, error) {
 	store := endpoints.New(opts, log, events)
 	return &source{store: store, events: events, run: func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return endpoints.RunKubernetes(ctx, client, store) })
+		g.Go(func() error { return endpoints.RunKubernetes(ctx, client, meta, store) })
 		g.Go(func() error { return events.Run(ctx, store.UID) })
 		return g.Wait()
 	}}, nil
 }
 
-func newClient(cfg config.Config) (kubernetes.Interface, error) {
+// newClients returns a client for whole objects and one for metadata.
+func newClients(cfg config.Config) (kubernetes.Interface, metadata.Interface, error) {
 	rc, err := clientConfig(cfg)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	rc.UserAgent = "lbproxy/" + version
 	rc.ContentType = runtime.ContentTypeProtobuf
 	rc.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
-		return nil, fmt.Errorf("API client: %w", err)
+		return nil, nil, fmt.Errorf("API client: %w", err)
 	}
-	return client, nil
+	meta, err := metadata.NewForConfig(rc)
+	if err != nil {
+		return nil, nil, fmt.Errorf("API client for metadata: %w", err)
+	}
+	return client, meta, nil
 }
 
 // clientConfig reads how to reach the API server.

@@ -100,13 +100,14 @@ func newNode(cfg config.Config, loader *config.Loader, src *source, dp plane, lo
 		Stats:    dp.Stats,
 		Writes:   dp.Writes,
 		Status:   n.status,
-		Problems: func() map[string]int { return byReason(src.store.Problems()) },
+		Problems: func() map[server.Problem]int { return countProblems(src.store.Problems()) },
 	})
 	opts := agent.Options{
 		Source:    src.store,
 		Dataplane: timed{dp, metrics.ObserveSync},
 		Log:       log,
 		Algorithm: cfg.Algorithm,
+		SlowStart: cfg.SlowStart,
 		Observe:   metrics.ObserveProgramming,
 	}
 	if src.events != nil {
@@ -169,11 +170,11 @@ func (n *node) status() server.Status {
 	}
 }
 
-// byReason counts problems.
-func byReason(ps []endpoints.Problem) map[string]int {
-	counts := map[string]int{}
+// countProblems counts problems by kind of object and reason.
+func countProblems(ps []endpoints.Problem) map[server.Problem]int {
+	counts := map[server.Problem]int{}
 	for _, p := range ps {
-		counts[p.Reason]++
+		counts[server.Problem{Kind: p.Kind, Reason: p.Reason}]++
 	}
 	return counts
 }

@@ -45,6 +45,7 @@ type Options struct {
 	Dataplane dataplane.Dataplane
 	Log       *slog.Logger
 	Algorithm string                // of Services that name none
+	SlowStart time.Duration         // of Services that do not say it; 0: none
 	Reporter  Reporter              // may be nil
 	Observe   func(seconds float64) // from a change's event until it is in the kernel; may be nil
 }
@@ -62,11 +63,11 @@ type Agent struct {
 	told   map[lb.ServiceName]string // the last failure that was reported
 	broken string                    // the last failure of a whole Sync that was logged
 
-	mu        sync.Mutex
-	algorithm string    // the default that was asked for
-	arrived   time.Time // when the oldest event that is not yet taken came in
-	status    Status
-	applied   map[lb.ServiceName]*dataplane.Service
+	mu       sync.Mutex
+	defaults Defaults  // that were asked for
+	arrived  time.Time // when the oldest event that is not yet taken came in
+	status   Status
+	applied  map[lb.ServiceName]*dataplane.Service
 }
 
 // New returns an Agent. It fails if the default algorithm is unknown.
@@ -74,15 +75,20 @@ func New(o Options) (*Agent, error) {
 	if err := algo.Check(o.Algorithm); err != nil {
 		return nil, fmt.Errorf("default algorithm: %w", err)
 	}
-	return &Agent{
-		opts:      o,
-		log:       o.Log,
-		wake:      make(chan struct{}, 1),
-		ledger:    newLedger(o.Algorithm),
-		told:      map[lb.ServiceName]string{},
-		algorithm: o.Algorithm,
-		applied:   map[lb.ServiceName]*dataplane.Service{},
-	}, nil
+	defaults := Defaults{Algorithm: o.Algorithm, SlowStart: o.SlowStart}
+	a := &Agent{
+		opts:     o,
+		log:      o.Log,
+		wake:     make(chan struct{}, 1),
+		ledger:   newLedger(defaults),
+		told:     map[lb.ServiceName]string{},
+		defaults: defaults,
+		applied:  map[lb.ServiceName]*dataplane.Service{},
+	}
+	if r, ok := o.Dataplane.(dataplane.LoadReader); ok {
+		a.ledger.live = r.Live
+	}
+	return a, nil
 }
 
 // SetDefaultAlgorithm changes the algorithm of Services that name none, and
@@ -91,11 +97,22 @@ func (a *Agent) SetDefaultAlgorithm(name string) error {
 	if err := algo.Check(name); err != nil {
 		return fmt.Errorf("default algorithm: %w", err)
 	}
+	a.setDefaults(func(d *Defaults) { d.Algorithm = name })
+	return nil
+}
+
+// SetDefaultSlowStart changes the slow start of Services that do not say it; 0 is
+// none. It ends those that are under way, or changes how long they take.
+func (a *Agent) SetDefaultSlowStart(d time.Duration) {
+	a.setDefaults(func(ds *Defaults) { ds.SlowStart = d })
+}
+
+// setDefaults compiles the Services anew that set changes.
+func (a *Agent) setDefaults(set func(*Defaults)) {
 	a.mu.Lock()
-	a.algorithm = name
+	set(&a.defaults)
 	a.mu.Unlock()
 	a.arrive()
-	return nil
 }
 
 // Run applies what the Source says until ctx ends; then it returns nil and leaves
@@ -105,22 +122,22 @@ func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { a.watch(ctx) })
-	var retry <-chan time.Time
+	var timer <-chan time.Time // for what failed, and for slow starts
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.wake:
-		case <-retry:
+		case <-timer:
 		}
 		if !pause(ctx, a.pacer.wait(time.Now())) {
 			return nil
 		}
 		a.collect()
 		a.sync(ctx)
-		retry = nil
-		if at, ok := a.ledger.retryTime(); ok {
-			retry = time.After(time.Until(at))
+		timer = nil
+		if at, ok := a.ledger.wakeTime(); ok {
+			timer = time.After(time.Until(at))
 		}
 	}
 }
@@ -171,15 +188,15 @@ func pause(ctx context.Context, d time.Duration) bool {
 // collect writes what changed into the ledger.
 func (a *Agent) collect() {
 	a.mu.Lock()
-	since, algorithm := a.arrived, a.algorithm
+	since, defaults := a.arrived, a.defaults
 	a.arrived = time.Time{}
 	a.mu.Unlock()
 	if since.IsZero() {
 		since = time.Now()
 	}
 	changes, full := a.opts.Source.Take()
+	a.ledger.setDefaults(defaults, since)
 	a.ledger.note(changes, full, since)
-	a.ledger.setAlgorithm(algorithm, since)
 	a.publish(func(*Status) {})
 }
 

@@ -174,7 +174,7 @@ func TestSecondFullTakePrunes(t *testing.T) {
 
 func TestDefaultAlgorithmChanges(t *testing.T) {
 	own := service("b", "10.244.0.2:80")
-	own.Algorithm = "random"
+	own.Balance.Algorithm = "random"
 	inBubble(t, func(r *rig) {
 		if err := r.agent.SetDefaultAlgorithm("no-such"); !errors.Is(err, algo.ErrUnknown) {
 			t.Errorf("error %v, want ErrUnknown", err)

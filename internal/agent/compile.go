@@ -6,33 +6,45 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
-// Compile returns what a dataplane should do for svc. defaultAlgorithm is used
-// where svc names none. The result shares svc's slices. The error is algo's, for
-// an unknown algorithm or too many backends, and names the Service.
-func Compile(svc *lb.Service, defaultAlgorithm string) (*dataplane.Service, error) {
-	out := &dataplane.Service{
-		Name:      svc.Name,
-		Algorithm: cmp.Or(svc.Algorithm, defaultAlgorithm),
-		Frontends: svc.Frontends,
-	}
+// Defaults is what Services do that do not say it.
+type Defaults struct {
+	Algorithm string
+	SlowStart time.Duration // 0: none
+}
+
+// fill returns b with what it does not say. SlowStart is lb.NoSlowStart or more
+// than 0 in the result.
+func (d Defaults) fill(b lb.Balance) lb.Balance {
+	b.Algorithm = cmp.Or(b.Algorithm, d.Algorithm)
+	b.SlowStart = cmp.Or(b.SlowStart, d.SlowStart, lb.NoSlowStart)
+	return b
+}
+
+// Compile returns what a dataplane should do for svc; d fills in what svc does not
+// say. ramps are the backends in slow start, as algo.Member.Ramp has it; nil: none.
+// The result shares svc's slices. The error is algo's, for an unknown algorithm or
+// too many backends, and names the Service.
+func Compile(svc *lb.Service, d Defaults, ramps map[netip.AddrPort]uint16) (*dataplane.Service, error) {
+	out := &dataplane.Service{Name: svc.Name, Balance: d.fill(svc.Balance), Frontends: svc.Frontends}
 	for _, sc := range []lb.Scope{lb.ScopeCluster, lb.ScopeLocal} {
-		if err := compilePool(out.Pool(sc), svc.Pool(sc), out.Algorithm); err != nil {
+		if err := compilePool(out.Pool(sc), svc.Pool(sc), out.Balance.Algorithm, ramps); err != nil {
 			return nil, fmt.Errorf("service %s: %w", svc.Name, err)
 		}
 	}
 	return out, nil
 }
 
-func compilePool(to *dataplane.Pool, from *lb.Pool, algorithm string) error {
+func compilePool(to *dataplane.Pool, from *lb.Pool, algorithm string, ramps map[netip.AddrPort]uint16) error {
 	members := make([]algo.Member, len(from.Backends))
 	for i, be := range from.Backends {
-		members[i] = algo.Member{ID: memberID(be.Addr), Weight: be.Weight}
+		members[i] = algo.Member{ID: memberID(be.Addr), Weight: be.Weight, Ramp: ramps[be.Addr]}
 	}
 	table, err := algo.Build(algorithm, members)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/lb"
@@ -23,13 +24,13 @@ func TestCompile(t *testing.T) {
 		{"round-robin", "random", "round-robin"},
 	} {
 		in := *svc
-		in.Algorithm = tc.own
-		got, err := Compile(&in, tc.cluster)
+		in.Balance.Algorithm = tc.own
+		got, err := Compile(&in, Defaults{Algorithm: tc.cluster}, nil)
 		if err != nil {
 			t.Fatalf("own %q, default %q: %v", tc.own, tc.cluster, err)
 		}
-		if got.Algorithm != tc.want {
-			t.Errorf("own %q, default %q: algorithm %q, want %q", tc.own, tc.cluster, got.Algorithm, tc.want)
+		if got.Balance.Algorithm != tc.want {
+			t.Errorf("own %q, default %q: algorithm %q, want %q", tc.own, tc.cluster, got.Balance.Algorithm, tc.want)
 		}
 		table, err := algo.Build(tc.want, []algo.Member{{Weight: 300}, {Weight: 100}})
 		if err != nil {
@@ -47,10 +48,55 @@ func TestCompile(t *testing.T) {
 	}
 }
 
+// TestCompileHandsOnRamps compares with what each algorithm makes of its members.
+func TestCompileHandsOnRamps(t *testing.T) {
+	svc := service("a", "10.244.0.1:80", "10.244.0.2:80", "10.244.0.3:80")
+	svc.Cluster.Backends[2].Weight = 300
+	svc.Local.Backends = svc.Cluster.Backends[1:]
+	ramps := map[netip.AddrPort]uint16{netip.MustParseAddrPort("10.244.0.2:80"): 6554, netip.MustParseAddrPort("10.244.9.9:80"): 1}
+	for _, name := range algo.Names() {
+		got, err := Compile(svc, Defaults{Algorithm: name}, ramps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, sc := range []lb.Scope{lb.ScopeCluster, lb.ScopeLocal} {
+			var ms []algo.Member
+			for _, be := range svc.Pool(sc).Backends {
+				ms = append(ms, algo.Member{ID: memberID(be.Addr), Weight: be.Weight, Ramp: ramps[be.Addr]})
+			}
+			want, err := algo.Build(name, ms)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got.Pool(sc).Table, want) {
+				t.Errorf("%s, scope %d:\n got %+v\nwant %+v", name, sc, got.Pool(sc).Table, want)
+			}
+		}
+	}
+}
+
+func TestCompileFillsInDefaults(t *testing.T) {
+	for _, tc := range []struct{ own, cluster, want time.Duration }{
+		{0, 0, lb.NoSlowStart},
+		{0, time.Minute, time.Minute},
+		{time.Second, time.Minute, time.Second},
+		{lb.NoSlowStart, time.Minute, lb.NoSlowStart},
+	} {
+		svc := service("a", "10.244.0.1:80")
+		svc.Balance = lb.Balance{HashKey: lb.HashTuple, Prefix4: 24, Signal: lb.SignalLastByte, SlowStart: tc.own}
+		got, err := Compile(svc, Defaults{Algorithm: "random", SlowStart: tc.cluster}, nil)
+		want := svc.Balance
+		want.Algorithm, want.SlowStart = "random", tc.want
+		if err != nil || got.Balance != want {
+			t.Errorf("own %v, default %v: got %+v, %v, want %+v", tc.own, tc.cluster, got.Balance, err, want)
+		}
+	}
+}
+
 func TestCompileErrorNamesTheService(t *testing.T) {
 	svc := service("a", "10.244.0.1:80")
-	svc.Algorithm = "no-such"
-	_, err := Compile(svc, "random")
+	svc.Balance.Algorithm = "no-such"
+	_, err := Compile(svc, Defaults{Algorithm: "random"}, nil)
 	if !errors.Is(err, algo.ErrUnknown) || !strings.Contains(err.Error(), svc.Name.String()) {
 		t.Errorf("error %v, want ErrUnknown for %s", err, svc.Name)
 	}

@@ -145,7 +145,7 @@ func TestFailedDeleteIsRetried(t *testing.T) {
 func TestWhatAFullSyncCouldNotRemoveIsDeleted(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		// Something that is left over from before the Agent started.
-		old, err := Compile(service("old"), "random")
+		old, err := Compile(service("old"), Defaults{Algorithm: "random"}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,7 +167,7 @@ func TestWhatAFullSyncCouldNotRemoveIsDeleted(t *testing.T) {
 
 func TestInvalidServiceKeepsWhatItHad(t *testing.T) {
 	bad := service("a", "10.244.0.2:80")
-	bad.Algorithm = "no-such"
+	bad.Balance.Algorithm = "no-such"
 	inBubble(t, func(r *rig) {
 		had := r.Dataplane.Services()[bad.Name]
 		r.source.set("a", bad)

@@ -5,6 +5,7 @@ package agent
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -21,9 +22,13 @@ const (
 // ledger is what the loop knows: what should be, and how much of it may not be in
 // the kernel yet. It reads no clock.
 type ledger struct {
-	algorithm string
-	desired   map[lb.ServiceName]*lb.Service
-	objects   map[lb.Object][]lb.ServiceName // the names in desired
+	defaults Defaults
+	desired  map[lb.ServiceName]*lb.Service
+	objects  map[lb.Object][]lb.ServiceName // the names in desired
+	starting map[lb.ServiceName]*starts     // those that have backends in slow start
+
+	// live returns the connections of a Service's backends; nil if nobody counts them.
+	live func(lb.ServiceName) map[netip.AddrPort]uint64
 
 	// dirty is what may differ from the kernel, since when. A name that is not in
 	// desired is to be deleted.
@@ -45,14 +50,15 @@ type setback struct {
 	own bool // concerns this Service only
 }
 
-func newLedger(algorithm string) ledger {
+func newLedger(d Defaults) ledger {
 	return ledger{
-		algorithm: algorithm,
-		desired:   map[lb.ServiceName]*lb.Service{},
-		objects:   map[lb.Object][]lb.ServiceName{},
-		dirty:     map[lb.ServiceName]time.Time{},
-		waiting:   map[lb.ServiceName]setback{},
-		invalid:   map[lb.ServiceName]error{},
+		defaults: d,
+		desired:  map[lb.ServiceName]*lb.Service{},
+		objects:  map[lb.Object][]lb.ServiceName{},
+		starting: map[lb.ServiceName]*starts{},
+		dirty:    map[lb.ServiceName]time.Time{},
+		waiting:  map[lb.ServiceName]setback{},
+		invalid:  map[lb.ServiceName]error{},
 	}
 }
 
@@ -83,7 +89,8 @@ func (l *ledger) noteOne(ch lb.Change, since time.Time) {
 	for _, svc := range ch.Services {
 		names = append(names, svc.Name)
 		present[svc.Name] = true
-		if l.desired[svc.Name] != svc { // a Service never changes after it was published
+		if old := l.desired[svc.Name]; old != svc { // a Service never changes after it was published
+			l.noteStarts(old, svc, since)
 			l.desired[svc.Name] = svc
 			l.mark(svc.Name, since)
 		}
@@ -91,6 +98,7 @@ func (l *ledger) noteOne(ch lb.Change, since time.Time) {
 	for _, name := range l.objects[ch.Object] {
 		if !present[name] {
 			delete(l.desired, name)
+			delete(l.starting, name)
 			l.mark(name, since)
 		}
 	}
@@ -110,14 +118,15 @@ func (l *ledger) mark(name lb.ServiceName, since time.Time) {
 	delete(l.invalid, name)
 }
 
-// setAlgorithm makes every Service due that has no algorithm of its own.
-func (l *ledger) setAlgorithm(algorithm string, since time.Time) {
-	if l.algorithm == algorithm {
+// setDefaults makes every Service due that d makes another one.
+func (l *ledger) setDefaults(d Defaults, since time.Time) {
+	old := l.defaults
+	if old == d {
 		return
 	}
-	l.algorithm = algorithm
+	l.defaults = d
 	for name, svc := range l.desired {
-		if svc.Algorithm == "" {
+		if old.fill(svc.Balance) != d.fill(svc.Balance) {
 			l.mark(name, since)
 		}
 	}
@@ -126,6 +135,16 @@ func (l *ledger) setAlgorithm(algorithm string, since time.Time) {
 // retryTime returns when the next attempt is due, if anything waits for one.
 func (l *ledger) retryTime() (time.Time, bool) {
 	return l.retryAt, len(l.waiting) > 0 || l.full && !l.retryAt.IsZero()
+}
+
+// wakeTime returns when there is something to do without an event, if ever.
+func (l *ledger) wakeTime() (time.Time, bool) {
+	retry, retries := l.retryTime()
+	step, steps := l.stepTime()
+	if steps && (!retries || step.Before(retry)) {
+		return step, true
+	}
+	return retry, retries
 }
 
 // plan is one attempt.
@@ -149,7 +168,9 @@ func (l *ledger) plan(now time.Time, applied map[lb.ServiceName]*dataplane.Servi
 		}
 		return p
 	}
-	for _, name := range slices.SortedFunc(maps.Keys(l.dirty), lb.ServiceName.Compare) {
+	names := slices.AppendSeq(l.dueSteps(now), maps.Keys(l.dirty))
+	slices.SortFunc(names, lb.ServiceName.Compare)
+	for _, name := range slices.Compact(names) {
 		if _, waits := l.waiting[name]; waits {
 			if !due {
 				continue
@@ -181,13 +202,15 @@ func (l *ledger) planFull(p *plan, applied map[lb.ServiceName]*dataplane.Service
 
 // compile returns nil for a Service that cannot be compiled, and notes why.
 func (l *ledger) compile(p *plan, name lb.ServiceName) *dataplane.Service {
-	svc, err := Compile(l.desired[name], l.algorithm)
+	want := l.desired[name]
+	svc, err := Compile(want, l.defaults, l.ramps(want, p.at))
 	if err != nil {
 		delete(l.dirty, name)
 		delete(l.waiting, name)
 		l.invalid[name], p.invalid[name] = err, err
 		return nil
 	}
+	l.scheduleStep(svc, p.at)
 	return svc
 }
 

@@ -60,6 +60,17 @@ func (s *source) set(name string, svcs ...*lb.Service) {
 	s.nudge()
 }
 
+// relist makes the next Take everything there is.
+func (s *source) relist() {
+	s.mu.Lock()
+	s.taken = false
+	for obj := range s.state {
+		s.dirty[obj] = true
+	}
+	s.mu.Unlock()
+	s.nudge()
+}
+
 func (s *source) nudge() {
 	select {
 	case s.wake <- struct{}{}:
@@ -105,6 +116,24 @@ type rig struct {
 	events   []event
 	latency  []float64
 	duration time.Duration // of a Sync
+	live     map[netip.AddrPort]uint64
+}
+
+// Live says the same of every Service.
+func (r *rig) Live(lb.ServiceName) map[netip.AddrPort]uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.live
+}
+
+// setLive makes so many connections live.
+func (r *rig) setLive(live map[string]uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.live = map[netip.AddrPort]uint64{}
+	for addr, n := range live {
+		r.live[netip.MustParseAddrPort(addr)] = n
+	}
 }
 
 // Sync records the call and takes as long as it is told to.
@@ -176,6 +205,22 @@ func (r *rig) stop() {
 	}
 }
 
+// restart ends the Agent and runs another one, which hears of everything there is.
+func (r *rig) restart() {
+	r.t.Helper()
+	r.stop()
+	<-r.done
+	var err error
+	if r.agent, err = New(r.agent.opts); err != nil {
+		r.t.Fatal(err)
+	}
+	r.source.relist()
+	var ctx context.Context
+	ctx, r.cancel = context.WithCancel(r.t.Context())
+	go func(a *Agent) { r.done <- a.Run(ctx) }(r.agent)
+	synctest.Wait()
+}
+
 // pass lets virtual time pass.
 func (r *rig) pass(d time.Duration) {
 	<-time.After(d)
@@ -208,7 +253,7 @@ func (r *rig) converged(algorithm string) {
 	r.t.Helper()
 	got := r.Dataplane.Services()
 	for _, svc := range r.source.services() {
-		want, err := Compile(svc, algorithm)
+		want, err := Compile(svc, Defaults{Algorithm: algorithm}, nil)
 		if err != nil {
 			r.t.Fatal(err)
 		}

@@ -28,29 +28,62 @@ type Kind uint8
 
 // The kinds.
 const (
-	None Kind = iota // an empty table: nothing can be picked
-	Rand             // by the input's random number
-	Seq              // by the input's sequence number
+	None  Kind = iota // an empty table: nothing can be picked
+	Rand              // by the input's random number
+	Seq               // by the input's sequence number
+	Hash              // by the input's hash
+	Two               // of two at random, the one that costs less
+	Least             // of all, the one that costs least
+	Few               // of at most FewMembers from a random start, the one that costs least
+)
+
+// FewMembers is how many members Few compares.
+const FewMembers = 16
+
+// Cost says what Two, Least and Few compare. The values are shared with the
+// kernel.
+type Cost uint8
+
+// The costs of a member with a connections, one more included, a latency of t
+// and a factor of f.
+const (
+	NoCost Cost = iota
+	Conns       // a * f
+	Time        // t * a * f; t is rounded so that near ones are equal
 )
 
 // Table is what a dataplane needs to pick a member. Its zero value is empty.
 type Table struct {
-	Kind  Kind
-	N     uint32   // members; a pick is in [0, N)
-	Alias []uint32 // Rand: one alias word for each member, or nil for equal shares
-	Order []uint16 // Seq: the order of members, or nil for 0, 1, ... N-1
+	Kind     Kind
+	Cost     Cost     // Two, Least, Few: what is compared
+	N        uint32   // members; a pick is in [0, N)
+	Alias    []uint32 // Rand, Two: one alias word for each member, or nil for equal shares
+	Order    []uint16 // Seq: the order of members, or nil for 0, 1, ... N-1; Hash: the owner of each place
+	Factors  []uint32 // Two, Least, Few: see Cost, 0: only as a starter; nil: 1 for each member
+	Starters []uint32 // Two, Least, Few: members in slow start, as chance<<16 | index; see Starter
 }
 
 // Member is one candidate of a table.
 type Member struct {
 	ID     uint64 // stable identity, the same on every node
 	Weight uint16 // 0 is never picked
+	Ramp   uint16 // how far its slow start is, in 1/65536; 0: it is not starting
 }
 
 // Input is everything a pick may depend on.
 type Input struct {
-	Rand [2]uint32 // uniformly random
+	Rand [5]uint32 // uniformly random
 	Seq  uint32    // a counter that grows by one with each pick of the table
+	Hash uint32    // of what should always lead to the same member
+	// Load returns what is known of a member; it may be nil if Table.Cost is NoCost.
+	Load func(member int) Load
+}
+
+// Load is what is known of a member at the time of a pick.
+type Load struct {
+	Active  uint32 // connections that have not ended
+	Latency uint32 // moving average, µs; 0: unknown
+	Idle    uint32 // ms since Latency last changed
 }
 
 // Algorithm is a named way to build tables.
@@ -59,9 +92,7 @@ type Algorithm struct {
 	Build func(ms []Member) Table
 }
 
-// Build returns the table of algorithm a for ms. The order of ms is the order
-// of indexes in the table. It returns ErrTooMany above MaxMembers. A table of
-// members that all have weight 0 is empty.
+// table returns the table of algorithm a for ms; see Build.
 func (a Algorithm) table(ms []Member) (Table, error) {
 	if len(ms) > MaxMembers {
 		return Table{}, ErrTooMany
@@ -69,7 +100,7 @@ func (a Algorithm) table(ms []Member) (Table, error) {
 	if !slices.ContainsFunc(ms, func(m Member) bool { return m.Weight > 0 }) {
 		return Table{}, nil
 	}
-	return a.Build(ms), nil
+	return a.Build(settled(ms)), nil
 }
 
 // Build returns the table of the named algorithm for ms. The order of ms is the
@@ -86,7 +117,7 @@ func Build(name string, ms []Member) (Table, error) {
 
 // all is every algorithm. Another one that fits an existing kind needs one file
 // and one line here.
-var all = []Algorithm{random, roundRobin}
+var all = []Algorithm{random, roundRobin, hash, ipHash, powerOfTwo, leastConnection, leastTime}
 
 // Names returns the names of all algorithms.
 func Names() []string {
@@ -103,37 +134,16 @@ func Check(name string) error {
 	return err
 }
 
+// ByLoad tells whether the named algorithm compares loads: see Table.Cost.
+func ByLoad(name string) bool {
+	table, err := Build(name, []Member{{ID: 1, Weight: 1}, {ID: 2, Weight: 1}})
+	return err == nil && table.Cost != NoCost
+}
+
 func byName(name string) (Algorithm, error) {
 	i := slices.IndexFunc(all, func(a Algorithm) bool { return a.Name == name })
 	if i < 0 {
 		return Algorithm{}, fmt.Errorf("%w %q: want one of %s", ErrUnknown, name, strings.Join(Names(), ", "))
 	}
 	return all[i], nil
-}
-
-// Pick returns the index of the member that in chooses from t, in [0, t.N), or
-// -1 if t is empty.
-func Pick(t Table, in Input) int {
-	if t.N == 0 {
-		return -1
-	}
-	switch t.Kind {
-	case Rand:
-		i := scale(in.Rand[0], t.N)
-		if t.Alias == nil {
-			return int(i)
-		}
-		return int(aliased(i, t.Alias[i], in.Rand[1]))
-	case Seq:
-		if t.Order == nil {
-			return int(in.Seq % t.N)
-		}
-		return int(t.Order[in.Seq%uint32(len(t.Order))])
-	}
-	return -1
-}
-
-// scale maps a uniform 32-bit number onto [0, n).
-func scale(rand, n uint32) uint32 {
-	return uint32(uint64(rand) * uint64(n) >> 32)
 }

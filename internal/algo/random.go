@@ -12,12 +12,11 @@ import "math/bits"
 // generating random numbers with a given distribution", IEEE TSE 17(9), 1991.
 var random = Algorithm{Name: "random", Build: buildRandom}
 
-// buildRandom makes the alias table in 16-bit fixed point: shares are exact to
-// 1/(65536 n). Equal weights need no table.
+// buildRandom makes the alias table. Equal weights need no table.
 func buildRandom(ms []Member) Table {
 	t := Table{Kind: Rand, N: uint32(len(ms))}
-	if !equalWeights(ms) {
-		t.Alias = aliasTable(ms)
+	if ws := rampedWeights(ms); !equal(ws) {
+		t.Alias = aliasTable(ws)
 	}
 	return t
 }
@@ -31,19 +30,22 @@ func aliased(i, w, rand uint32) uint32 {
 	return w & 0xffff
 }
 
-// aliasTable returns one word for each member: threshold<<16 | alias.
-func aliasTable(ms []Member) []uint32 {
+// aliasTable returns one word for each weight: threshold<<16 | alias. A weight is
+// at most 2^28. The columns are filled exactly and each threshold is then rounded
+// to 1/65536 of its column, so that a share is off by at most 1/(131072 n) for
+// each column that the member stands in.
+func aliasTable(ws []uint64) []uint32 {
 	var total uint64
-	for _, m := range ms {
-		total += uint64(m.Weight)
+	for _, w := range ws {
+		total += w
 	}
-	n := uint64(len(ms))
+	n := uint64(len(ws))
 	// mass[i] is member i's probability in units of 1/(n*total): total is the
 	// fill of one column, so all arithmetic is in integers and exact.
 	mass := make([]uint64, n)
 	var small, large []uint32
-	for i, m := range ms {
-		mass[i] = uint64(m.Weight) * n
+	for i, w := range ws {
+		mass[i] = w * n
 		if mass[i] < total {
 			small = append(small, uint32(i))
 		} else {
@@ -74,13 +76,4 @@ func threshold(mass, total uint64) uint32 {
 	lo, carry := bits.Add64(lo, total/2, 0)
 	q, _ := bits.Div64(hi+carry, lo, total)
 	return uint32(min(q, 1<<16-1))
-}
-
-func equalWeights(ms []Member) bool {
-	for _, m := range ms {
-		if m.Weight != ms[0].Weight {
-			return false
-		}
-	}
-	return true
 }

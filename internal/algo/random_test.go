@@ -31,7 +31,7 @@ func TestThresholdsAreCounts(t *testing.T) {
 	for col := range uint64(table.N) {
 		high := uint32((col<<32 + uint64(table.N) - 1) / uint64(table.N)) // scales to col
 		for low := range uint32(1 << 16) {
-			got[Pick(table, Input{Rand: [2]uint32{high, low << 16}})]++
+			got[Pick(table, Input{Rand: [5]uint32{high, low << 16}})]++
 		}
 	}
 	for i := range got {
@@ -69,7 +69,7 @@ func TestAliasSharesAreNear(t *testing.T) {
 			ms[i].Weight = uint16(rng.IntN(span))
 			total += uint64(ms[i].Weight)
 		}
-		if total == 0 || equalWeights(ms) {
+		if total == 0 || uniform(ms) {
 			continue
 		}
 		picks, columns := draws(mustBuild(t, "random", ms))
@@ -94,7 +94,7 @@ func TestEqualWeightsNeedNoTable(t *testing.T) {
 	}
 	seen := map[int]bool{}
 	for _, high := range []uint32{0, 1 << 31, 1<<32 - 1} {
-		seen[Pick(table, Input{Rand: [2]uint32{high, 0}})] = true
+		seen[Pick(table, Input{Rand: [5]uint32{high, 0}})] = true
 	}
 	if len(seen) != 3 {
 		t.Errorf("picked %v, want all three members", seen)

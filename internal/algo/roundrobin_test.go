@@ -75,7 +75,7 @@ func TestRoundRobinEqualsNginx(t *testing.T) {
 // a member was taken less than k*share + 1 times.
 func TestRoundRobinNeverAhead(t *testing.T) {
 	ms := members(1, 2, 3, 50, 7, 0, 11)
-	order, turns := mustBuild(t, "round-robin", ms).Order, turnsOf(ms)
+	order, turns := mustBuild(t, "round-robin", ms).Order, turnsOf(rampedWeights(ms))
 	taken := make([]int64, len(ms))
 	for k, m := range order {
 		taken[m]++
@@ -97,7 +97,7 @@ func TestRoundRobinLongPeriodIsShortened(t *testing.T) {
 		if limit := (orderPerMember + 1) * len(ms); n > limit {
 			t.Errorf("weights %v: order of %d entries, want at most %d", weights, n, limit)
 		}
-		for i, turns := range turnsOf(ms) {
+		for i, turns := range turnsOf(rampedWeights(ms)) {
 			if turns == 0 {
 				t.Errorf("weights %v: member %d has no turn", weights, i)
 			}
@@ -125,7 +125,15 @@ func expensive() map[string][]Member {
 	for i := range random {
 		random[i].Weight = uint16(rng.IntN(1 << 16))
 	}
+	worst := steep(MaxMembers)
+	for i := range 512 {
+		worst[i].Weight = uint16(min(65535, (i+1)*128))
+	}
+	for i := 512; i < len(worst); i++ {
+		worst[i].Weight = 1
+	}
 	return map[string][]Member{
+		"65535 with the most work":    worst,
 		"10000 of random weight":      random,
 		"10000 most distinct turns":   steep(10000),
 		"65535 most distinct turns":   steep(MaxMembers),
@@ -139,7 +147,7 @@ func TestRoundRobinWorkIsBounded(t *testing.T) {
 	const most = 1 << 27 // inner steps
 	for name, ms := range expensive() {
 		t.Run(name, func(t *testing.T) {
-			turns, total := turnsOf(ms), int64(0)
+			turns, total := turnsOf(rampedWeights(ms)), int64(0)
 			for _, n := range turns {
 				total += n
 			}

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"time"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // The dataplanes that a configuration may name.
@@ -31,11 +33,13 @@ type Config struct {
 	Manifests  string // directory with Services and EndpointSlices; empty: an API server has them
 	NodeName   string // empty: the host's name
 
-	Dataplane  string // Auto or EBPF
-	Algorithm  string // of Services that choose none
-	CgroupRoot string // directory in a cgroup v2 mount; empty: the root of the mount that is found
-	BPFFS      string // a bpffs mount
-	StateDir   string // files that need not survive a reboot
+	Dataplane  string        // Auto or EBPF
+	Algorithm  string        // of Services that choose none
+	SlowStart  time.Duration // of Services that choose none; 0: none
+	HashSeed   uint64        // of hash and ip-hash; the same on every node
+	CgroupRoot string        // directory in a cgroup v2 mount; empty: the root of the mount that is found
+	BPFFS      string        // a bpffs mount
+	StateDir   string        // files that need not survive a reboot
 
 	Devices           []string       // names or globs; nil: every device but lo
 	ClusterCIDR       []netip.Prefix // the pods of the cluster
@@ -86,6 +90,8 @@ func (l *Loader) register(checkAlgorithm func(string) error) {
 
 	add(l, &c.Dataplane, "dataplane", "name", "auto or ebpf", dataplane, format)
 	add(l, &c.Algorithm, "algorithm", "name", "how Services that choose no algorithm are balanced", checked(checkAlgorithm), format)
+	add(l, &c.SlowStart, "slow-start", "duration", "how long a new backend takes to get its full share, where a Service does not say it; 0s: no time", lb.ParseSlowStart, format)
+	add(l, &c.HashSeed, "hash-seed", "n", "what hash and ip-hash begin with, decimal or 0x hexadecimal; nodes of one seed choose alike", seed, format)
 	add(l, &c.CgroupRoot, "cgroup-root", "dir", "attach socket programs to this cgroup v2 directory; default: the root of the mount", absolute, format)
 	add(l, &c.BPFFS, "bpffs", "dir", "mount point of the bpffs that keeps maps and links", absolute, format)
 	add(l, &c.StateDir, "state-dir", "dir", "directory for files that need not survive a reboot (none so far)", absolute, format)

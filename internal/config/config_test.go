@@ -81,6 +81,8 @@ kubeconfig: /etc/kubeconfig
 nodeName: Worker-1
 dataplane: ebpf
 algorithm: round-robin
+slowStart: 30s
+hashSeed: 0xfedcba9876543210
 cgroupRoot: /cg
 bpffs: /bpf
 stateDir: /state
@@ -110,6 +112,7 @@ func TestEveryFieldFromTheFile(t *testing.T) {
 	}
 	want := Config{
 		Kubeconfig: "/etc/kubeconfig", NodeName: "worker-1", Dataplane: "ebpf", Algorithm: "round-robin",
+		SlowStart: 30 * time.Second, HashSeed: 0xfedcba9876543210,
 		CgroupRoot: "/cg", BPFFS: "/bpf", StateDir: "/state",
 		Devices:           []string{"eth0", "cali*"},
 		ClusterCIDR:       []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00::/48")},
@@ -151,7 +154,7 @@ func TestFieldsAreReadable(t *testing.T) {
 	fields := l.Fields()
 	for name, want := range map[string]any{
 		"devices": []string{"eth0", "cali*"}, "maxFlows": uint32(1000000), "masqueradeAll": true,
-		"syncPeriod": "1m0s", "logLevel": "debug", "manifests": "",
+		"syncPeriod": "1m0s", "slowStart": "30s", "hashSeed": "18364758544493064720", "logLevel": "debug", "manifests": "",
 	} {
 		if !reflect.DeepEqual(fields[name], want) {
 			t.Errorf("field %s = %#v, want %#v", name, fields[name], want)
@@ -209,6 +212,13 @@ func TestBadValues(t *testing.T) {
 		{name: "negative", file: "maxSlots: -1", want: []string{"from 0 to"}},
 		{name: "period", file: "syncPeriod: 30", want: []string{`"30": want a duration such as 30s`}},
 		{name: "short period", file: "syncPeriod: 1ms", want: []string{"want 1s or more"}},
+		{name: "slow start", file: "slowStart: 30", want: []string{"slow-start (from ", `"30": want a duration such as 30s`}},
+		{name: "negative slow start", env: []string{"LBPROXY_SLOW_START=-1s"}, want: []string{"slow-start (from LBPROXY_SLOW_START): -1s: want 0s, or from 100ms to 1h0m0s"}},
+		{name: "long slow start", file: "slowStart: 61m", want: []string{"slow-start", "61m: want 0s"}},
+		{name: "seed", env: []string{"LBPROXY_HASH_SEED=ff"}, want: []string{`hash-seed (from LBPROXY_HASH_SEED): "ff": want a number of 64 bits`}},
+		{name: "large seed", env: []string{"LBPROXY_HASH_SEED=18446744073709551616"}, want: []string{"hash-seed", "64 bits"}},
+		{name: "negative seed", file: "hashSeed: -1", want: []string{"hash-seed", "64 bits"}},
+		{name: "fraction", file: "hashSeed: 1.5", want: []string{"hash-seed", "64 bits"}},
 		{name: "boolean", env: []string{"LBPROXY_MASQUERADE_ALL=maybe"}, want: []string{"masquerade-all", "want true or false"}},
 		{name: "relative", file: "bpffs: bpf", want: []string{"absolute path"}},
 		{name: "device", file: "devices: [a/b]", want: []string{`"a/b" is not a device`}},
@@ -255,6 +265,21 @@ func TestUnknownVariables(t *testing.T) {
 	}
 	if got, want := l.Unknown(), []string{"LBPROXY_ALGO"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("unknown = %q, want %q", got, want)
+	}
+}
+
+func TestSeeds(t *testing.T) {
+	for text, want := range map[string]uint64{
+		"0": 0, "010": 10, "0x10": 16, "0XfF": 255, "18446744073709551615": 1<<64 - 1, "0xffffffffffffffff": 1<<64 - 1,
+	} {
+		if _, c, err := load(t, "", nil, []string{"--hash-seed=" + text}); err != nil || c.HashSeed != want {
+			t.Errorf("--hash-seed=%s: got %d, %v, want %d", text, c.HashSeed, err, want)
+		}
+	}
+	for text, want := range map[string]uint64{"18446744073709551615": 1<<64 - 1, `"0x10"`: 16, "7": 7} {
+		if _, c, err := load(t, "hashSeed: "+text, nil, nil); err != nil || c.HashSeed != want {
+			t.Errorf("hashSeed: %s: got %d, %v, want %d", text, c.HashSeed, err, want)
+		}
 	}
 }
 

@@ -171,6 +171,19 @@ func count(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
+// seed reads a 64-bit number, decimal or hexadecimal.
+func seed(s string) (uint64, error) {
+	digits, base := s, 10
+	if hex, ok := strings.CutPrefix(strings.ToLower(s), "0x"); ok {
+		digits, base = hex, 16
+	}
+	n, err := strconv.ParseUint(digits, base, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%q: want a number of 64 bits, such as 12345 or 0x1f2e3d4c5b6a7988", s)
+	}
+	return n, nil
+}
+
 func period(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/lb"
@@ -30,7 +31,7 @@ type Pool struct {
 // It is never changed after it was handed to a Dataplane.
 type Service struct {
 	Name      lb.ServiceName
-	Algorithm string // for people; the kernel knows only Table.Kind
+	Balance   lb.Balance // with the cluster's defaults filled in; the kernel knows only Table.Kind
 	Frontends []lb.Frontend
 	Cluster   Pool
 	Local     Pool
@@ -129,6 +130,8 @@ type BackendStats struct {
 	Closed  uint64 // of those, how many have ended
 	Failed  uint64 // of those, how many ended before they were established
 	Leaving bool   // no longer takes new connections
+
+	Latency time.Duration // moving average; 0: not measured
 }
 
 // MapUsage is the fill of one kernel table.
@@ -143,6 +146,10 @@ type Stats struct {
 	Backends []BackendStats
 	Maps     []MapUsage
 	Drops    map[string]uint64 // packets and calls not served, by reason
+
+	// Corrections is by how many connections the counts of backends were found
+	// wrong; anything but 0 is a bug.
+	Corrections uint64
 }
 
 // StatsReader is implemented by dataplanes that count. It may be called from any

@@ -6,8 +6,9 @@ import "time"
 
 // ServiceView is what the kernel has for one Service port of one family.
 type ServiceView struct {
-	Name      string         `json:"name"` // lb.ServiceName.String
-	Kind      string         `json:"kind"` // how its table is read
+	Name      string         `json:"name"`                // lb.ServiceName.String
+	Algorithm string         `json:"algorithm,omitempty"` // of its cluster pool
+	Kind      string         `json:"kind"`                // how its table is read
 	Frontends []FrontendView `json:"frontends"`
 	Backends  []BackendView  `json:"backends"`
 	Rejected  uint64         `json:"rejected"` // calls and packets that found no backend
@@ -30,6 +31,11 @@ type BackendView struct {
 	Live    uint64  `json:"live"` // opened - closed
 	Failed  uint64  `json:"failed"`
 	Share   float64 `json:"share"` // of the Service's opened connections, 0..1
+
+	Expected      float64 `json:"expected"`                // the share it should get of new ones
+	Starting      bool    `json:"starting,omitempty"`      // in slow start: Expected is its most
+	LatencyMicros uint32  `json:"latencyMicros,omitempty"` // moving average; 0: not measured
+	Cost          uint64  `json:"cost,omitempty"`          // of one more connection, where load decides
 }
 
 // ConnectionView is one connection of the packet path.

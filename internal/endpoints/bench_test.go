@@ -29,7 +29,11 @@ func bigSlice(i, variant int) *discovery.EndpointSlice {
 		specs[0] += " notready"
 	}
 	name := fmt.Sprint("service-", i)
-	return testSlice(name, name+"-abcde", specs...)
+	sl := testSlice(name, name+"-abcde", specs...)
+	for n := range sl.Endpoints {
+		sl.Endpoints[n].TargetRef = &v1.ObjectReference{Kind: KindPod, Namespace: "default", Name: fmt.Sprintf("pod-%d-%d", i, n)}
+	}
+	return sl
 }
 
 func bigStore(n int) *Store {
@@ -116,6 +120,7 @@ func TestTenThousandServicesFitIn60MB(t *testing.T) {
 	}
 	before := heap()
 	s := bigStore(10000)
+	s.testPodWeight("pod-0-0", "1") // and now the index is there too
 	kept := heap() - before
 	runtime.KeepAlive(s)
 	t.Logf("10,000 Services x %d endpoints keep %.1f MB", endpointsPerService, float64(kept)/1e6)

@@ -14,6 +14,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	k8sjson "k8s.io/apimachinery/pkg/runtime/serializer/json"
@@ -41,7 +42,7 @@ func (k objectKey) String() string {
 
 // contents is what one manifest file says.
 type contents struct {
-	objects map[objectKey]any // *service, *slice or *node
+	objects map[objectKey]any // *service, *slice, *node, or *weighed for a Pod with a weight
 	ignored []string          // kinds that are not for us
 	p       *problems
 }
@@ -244,6 +245,10 @@ func (d *decoder) body(field string, raw []byte, key objectKey, version string, 
 		d.fail(field, key, fmt.Errorf("apiVersion %q: want %s", version, want))
 		return
 	}
+	if key.kind == KindPod {
+		d.pod(field, raw, key)
+		return
+	}
 	got, _, err := strict.Decode(raw, &gvk, into)
 	unknown, isStrict := runtime.AsStrictDecodingError(err)
 	if err == nil && got != into {
@@ -258,11 +263,29 @@ func (d *decoder) body(field string, raw []byte, key objectKey, version string, 
 			d.p.add(field, ReasonUnknownField, e)
 		}
 	}
+	d.add(field, key, func() any { return d.parse(into, key) })
+}
+
+// add makes what parse returns the object that key names.
+func (d *decoder) add(field string, key objectKey, parse func() any) {
 	if _, dup := d.objects[key]; dup {
 		d.p.add(field, ReasonDuplicateObject, errors.New("is defined by an earlier document of this file"))
 		return
 	}
-	d.objects[key] = d.parse(into, key)
+	d.objects[key] = parse()
+}
+
+// pod reads the metadata of a Pod: the rest is not for us to judge.
+func (d *decoder) pod(field string, raw []byte, key objectKey) {
+	var pod metav1.PartialObjectMetadata
+	if err := utiljson.Unmarshal(raw, &pod); err != nil {
+		d.fail(field, key, err)
+		return
+	}
+	pod.Namespace = key.obj.Namespace
+	if w := parsePod(&pod.ObjectMeta); w.weight != nil {
+		d.add(field, key, func() any { return w })
+	}
 }
 
 func (d *decoder) fail(field string, key objectKey, err error) {
@@ -292,7 +315,7 @@ func (d *decoder) parse(in runtime.Object, key objectKey) any {
 		defaultSlice(obj)
 		return parseSlice(obj, d.opts)
 	case *v1.Node:
-		return parseNode(obj)
+		return parseNode(&obj.ObjectMeta)
 	}
 	return nil // blankObject has made one of the above
 }
@@ -305,6 +328,8 @@ func blankObject(kind string) runtime.Object {
 		return &discovery.EndpointSlice{}
 	case KindNode:
 		return &v1.Node{}
+	case KindPod:
+		return &v1.Pod{}
 	}
 	return nil
 }

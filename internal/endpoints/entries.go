@@ -32,9 +32,7 @@ func (s *Store) touch(e *entry) {
 
 func (s *Store) putService(svc *service) {
 	e := s.entry(svc.obj)
-	if svc.badAlgo && e.svc != nil {
-		svc.algorithm = e.svc.algorithm
-	}
+	svc.settle(e.svc, &s.opts)
 	if e.svc != nil && e.svc.equal(svc) {
 		return
 	}
@@ -81,15 +79,22 @@ func (s *Store) putSlice(sl *slice) {
 	e := s.entry(lb.Object{Namespace: sl.obj.Namespace, Name: sl.service})
 	sl.obj.Namespace, sl.service = e.obj.Namespace, e.obj.Name // one copy of the strings
 	i, found := slices.BinarySearchFunc(e.slices, sl, compareSlices)
-	switch {
-	case found && e.slices[i].equal(sl):
-		return
-	case found:
-		e.slices[i] = sl
-	default:
+	if !found {
+		s.reindex(e, nil, sl)
 		e.slices = slices.Insert(e.slices, i, sl)
 		s.slices[sl.obj] = e
+		s.touch(e)
+		return
 	}
+	old := e.slices[i]
+	if sl.weight != nil {
+		sl.weight.keep(old.weight)
+	}
+	if old.equal(sl) {
+		return
+	}
+	s.reindex(e, old, sl)
+	e.slices[i] = sl
 	s.touch(e)
 }
 
@@ -109,13 +114,20 @@ func (s *Store) dropSlice(obj lb.Object) {
 		return
 	}
 	delete(s.slices, obj)
-	e.slices = slices.DeleteFunc(e.slices, func(sl *slice) bool { return sl.obj == obj })
+	e.slices = slices.DeleteFunc(e.slices, func(sl *slice) bool {
+		if sl.obj != obj {
+			return false
+		}
+		s.reindex(e, sl, nil)
+		return true
+	})
 	s.touch(e)
 }
 
-// putNode takes over the zone of the own Node. Everything is resolved again when
-// it changed.
+// putNode takes over the weight of a Node, and the zone of the own one. Everything
+// is resolved again when that changed.
 func (s *Store) putNode(n *node) {
+	s.putWeighed(n.weighed)
 	if n.name != s.opts.NodeName || n.zone == s.zone {
 		return
 	}
@@ -158,13 +170,16 @@ func (s *Store) replaceSlices(list []*slice) {
 	}
 }
 
-// replaceNode makes list the Nodes that exist.
-func (s *Store) replaceNode(list []*node) {
-	own := &node{name: s.opts.NodeName}
+// replaceNodes makes list the Nodes that exist.
+func (s *Store) replaceNodes(list []*node) {
+	own := newNode(s.opts.NodeName)
+	all := make([]*weighed, 0, len(list))
 	for _, n := range list {
 		if n.name == own.name {
 			own = n
 		}
+		all = append(all, n.weighed)
 	}
+	s.replaceWeighed(KindNode, all)
 	s.putNode(own)
 }

@@ -10,12 +10,13 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -26,25 +27,79 @@ const (
 	sliceLabels   = "!" + labelHeadless
 )
 
+// How long the start waits for Pods when all else has been listed, and how long
+// until they are asked for again where that is forbidden.
+const (
+	podsPatience  = 10 * time.Second
+	podsForbidden = time.Minute
+)
+
+// The resources of which only metadata is read.
+var (
+	nodeResource = v1.SchemeGroupVersion.WithResource("nodes")
+	podResource  = v1.SchemeGroupVersion.WithResource("pods")
+)
+
 // RunKubernetes keeps s equal to what the API server has until ctx is done: the
-// Services that are for us, their EndpointSlices, and the own Node. Listing,
-// watching, their backoff and the log of their errors, by klog, are client-go's; s
-// itself is the only cache.
-func RunKubernetes(ctx context.Context, client kubernetes.Interface, s *Store) error {
+// Services that are for us, their EndpointSlices, the metadata of Nodes, and that of
+// Pods with a weight. Listing, watching, their backoff and the log of their errors,
+// by klog, are client-go's; s itself is the only cache.
+func RunKubernetes(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, s *Store) error {
+	partial := &metav1.PartialObjectMetadata{}
 	reflectors := []*cache.Reflector{
 		reflector(client, serviceWatch(client), newServiceSink(s), Services, &v1.Service{}),
 		reflector(client, sliceWatch(client), newSliceSink(s), EndpointSlices, &discovery.EndpointSlice{}),
-		reflector(client, nodeWatch(client, s.opts.NodeName), newNodeSink(s), Node, &v1.Node{}),
+		reflector(meta, nodeWatch(meta), newNodeSink(s), Nodes, partial),
+		reflector(meta, optional(podWatch(meta), s), newPodSink(s), Pods, partial),
 	}
 	var wg sync.WaitGroup
 	for _, r := range reflectors {
 		wg.Go(func() { r.RunWithContext(ctx) })
 	}
+	wg.Go(func() { s.awaitPods(ctx) })
 	wg.Wait()
 	return nil
 }
 
-func reflector(client kubernetes.Interface, lw *cache.ListWatch, to cache.ReflectorStore, src Source, example runtime.Object) *cache.Reflector {
+// awaitPods gives Pods up when all else was listed podsPatience ago.
+func (s *Store) awaitPods(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-s.needed:
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(podsPatience):
+	}
+	s.mu.Lock()
+	late := s.waiting[Pods]
+	s.mu.Unlock()
+	if late {
+		s.giveUpPods(fmt.Errorf("were not listed within %s", podsPatience))
+	}
+}
+
+// optional makes lw, of Pods, give up where a list is forbidden: in a cluster with
+// the ClusterRole of an older lbproxy. It is tried again every podsForbidden.
+func optional(lw *cache.ListWatch, s *Store) *cache.ListWatch {
+	list := lw.ListWithContextFunc
+	lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		got, err := list(ctx, o)
+		if apierrors.IsForbidden(err) {
+			s.giveUpPods(err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(podsForbidden):
+			}
+		}
+		return got, err
+	}
+	return lw
+}
+
+func reflector(client any, lw *cache.ListWatch, to cache.ReflectorStore, src Source, example runtime.Object) *cache.Reflector {
 	return cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), example, to,
 		cache.ReflectorOptions{Name: string(src), Backoff: newBackoff()})
 }
@@ -85,8 +140,13 @@ func sliceWatch(c kubernetes.Interface) *cache.ListWatch {
 	return listWatch(c.DiscoveryV1().EndpointSlices(metav1.NamespaceAll), sliceLabels, "")
 }
 
-func nodeWatch(c kubernetes.Interface, name string) *cache.ListWatch {
-	return listWatch(c.CoreV1().Nodes(), "", fields.OneTermEqualSelector(metav1.ObjectNameField, name).String())
+func nodeWatch(c metadata.Interface) *cache.ListWatch {
+	return listWatch(c.Resource(nodeResource), "", "")
+}
+
+// podWatch sees Pods with a weight only: another one costs nothing.
+func podWatch(c metadata.Interface) *cache.ListWatch {
+	return listWatch(c.Resource(podResource).Namespace(metav1.NamespaceAll), keyWeight, "")
 }
 
 // compact stands for an API object in a reflector's temporary store: only the
@@ -106,8 +166,8 @@ func (c *compact) GetNamespace() string { return c.namespace }
 // GetName returns the object's name.
 func (c *compact) GetName() string { return c.name }
 
-// parse makes a compact of an API object.
-func (s *Store) parse(in any) (*compact, error) {
+// parse makes a compact of an API object of src.
+func (s *Store) parse(src Source, in any) (*compact, error) {
 	switch obj := in.(type) {
 	case *compact:
 		return obj, nil
@@ -115,8 +175,11 @@ func (s *Store) parse(in any) (*compact, error) {
 		return &compact{noMeta, obj.Namespace, obj.Name, parseService(obj, &s.opts)}, nil
 	case *discovery.EndpointSlice:
 		return &compact{noMeta, obj.Namespace, obj.Name, parseSlice(obj, &s.opts)}, nil
-	case *v1.Node:
-		return &compact{noMeta, "", obj.Name, parseNode(obj)}, nil
+	case *metav1.PartialObjectMetadata:
+		if src == Pods {
+			return &compact{noMeta, obj.Namespace, obj.Name, parsePod(&obj.ObjectMeta)}, nil
+		}
+		return &compact{noMeta, "", obj.Name, parseNode(&obj.ObjectMeta)}, nil
 	}
 	return nil, fmt.Errorf("unexpected type %T", in)
 }
@@ -144,12 +207,17 @@ func newSliceSink(s *Store) *sink[*slice] {
 }
 
 func newNodeSink(s *Store) *sink[*node] {
-	drop := func(n *node) { s.putNode(&node{name: n.name}) }
-	return &sink[*node]{s, Node, s.putNode, drop, s.replaceNode}
+	drop := func(n *node) { s.putNode(newNode(n.name)) }
+	return &sink[*node]{s, Nodes, s.putNode, drop, s.replaceNodes}
+}
+
+func newPodSink(s *Store) *sink[*weighed] {
+	drop := func(w *weighed) { s.dropPod(w.obj) }
+	return &sink[*weighed]{s, Pods, s.putPod, drop, s.replacePods}
 }
 
 func (k *sink[P]) parsed(in any) (p P, err error) {
-	c, err := k.store.parse(in)
+	c, err := k.store.parse(k.source, in)
 	if err != nil {
 		return p, fmt.Errorf("%s: %w", k.source, err)
 	}
@@ -198,5 +266,5 @@ func (k *sink[P]) Resync() error { return nil }
 
 // Transformer makes the reflector's own stores hold parsed forms.
 func (k *sink[P]) Transformer() cache.TransformFunc {
-	return func(in any) (any, error) { return k.store.parse(in) }
+	return func(in any) (any, error) { return k.store.parse(k.source, in) }
 }

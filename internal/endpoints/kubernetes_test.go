@@ -6,37 +6,84 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
+	metafake "k8s.io/client-go/metadata/fake"
 	k8stesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
-func testNode(zone string) *v1.Node {
-	return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}}}
+func testNode(zone string) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
+		ObjectMeta: metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}},
+	}
 }
 
-// watched returns a client whose watches are announced on the channel: the fake
-// client does not replay what happened between list and watch.
-func watched(t *testing.T, objects ...runtime.Object) (*fake.Clientset, func()) {
+func testPod(name, weight string) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{keyWeight: weight}},
+	}
+}
+
+// clients are an API server's two.
+type clients struct {
+	*fake.Clientset
+	meta *metafake.FakeMetadataClient
+}
+
+func newClients(t *testing.T, objects ...runtime.Object) clients {
 	t.Helper()
-	client := fake.NewClientset(objects...)
+	var typed, partial []runtime.Object
+	for _, obj := range objects {
+		if _, ok := obj.(*metav1.PartialObjectMetadata); ok {
+			partial = append(partial, obj)
+		} else {
+			typed = append(typed, obj)
+		}
+	}
+	scheme := metafake.NewTestScheme()
+	if err := metav1.AddMetaToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	return clients{fake.NewClientset(typed...), metafake.NewSimpleMetadataClient(scheme, partial...)}
+}
+
+func (c clients) run(ctx context.Context, s *Store) error {
+	return RunKubernetes(ctx, c.Clientset, c.meta, s)
+}
+
+// watched returns clients whose watches are announced on the channel: the fake
+// client does not replay what happened between list and watch.
+func watched(t *testing.T, objects ...runtime.Object) (clients, func()) {
+	t.Helper()
+	c := newClients(t, objects...)
 	started := make(chan string, 100)
-	client.PrependWatchReactor("*", func(a k8stesting.Action) (bool, watch.Interface, error) {
-		w, err := client.Tracker().Watch(a.GetResource(), a.GetNamespace())
+	c.PrependWatchReactor("*", func(a k8stesting.Action) (bool, watch.Interface, error) {
+		w, err := c.Tracker().Watch(a.GetResource(), a.GetNamespace())
 		started <- a.GetResource().Resource
 		return true, w, err
 	})
-	return client, func() {
+	c.meta.PrependWatchReactor("*", func(a k8stesting.Action) (bool, watch.Interface, error) {
+		w, err := c.meta.Tracker().Watch(a.GetResource(), a.GetNamespace())
+		started <- a.GetResource().Resource
+		return true, w, err
+	})
+	return c, func() {
 		t.Helper()
 		for range KubernetesSources {
 			select {
@@ -53,7 +100,7 @@ func TestKubernetesSourceFollowsTheAPIServer(t *testing.T) {
 	client, ready := watched(t, testNode("zone-b"), testService("web"), testSlice("web", "web-1", "10.0.0.1 zone=zone-a", "10.0.0.2 zone=zone-b"),
 		testService("headless", clusterIP(v1.ClusterIPNone)))
 	s := New(testOptions(), discard(), nil)
-	run(t, func(ctx context.Context) error { return RunKubernetes(ctx, client, s) })
+	run(t, func(ctx context.Context) error { return client.run(ctx, s) })
 	v := view{}
 	v.await(t, s, "web 10.96.0.1:80/TCP -> 2!")
 	ready()
@@ -64,7 +111,7 @@ func TestKubernetesSourceFollowsTheAPIServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(client.CoreV1().Nodes().Update(ctx, testNode("zone-a"), metav1.UpdateOptions{}))
+	must(nil, client.meta.Tracker().Update(nodeResource, testNode("zone-a"), ""))
 	v.await(t, s, "web 10.96.0.1:80/TCP -> 1!")
 	must(client.DiscoveryV1().EndpointSlices("default").Create(ctx, testSlice("web", "web-2", "10.0.0.3 zone=zone-a"), metav1.CreateOptions{}))
 	v.await(t, s, "web 10.96.0.1:80/TCP -> 1! 3!")
@@ -75,7 +122,7 @@ func TestKubernetesSourceFollowsTheAPIServer(t *testing.T) {
 	must(nil, client.DiscoveryV1().EndpointSlices("default").Delete(ctx, "web-1", metav1.DeleteOptions{}))
 	must(nil, client.CoreV1().Services("default").Delete(ctx, "b", metav1.DeleteOptions{}))
 	v.await(t, s, "web 10.96.0.1:80/TCP -> 4!")
-	must(nil, client.CoreV1().Nodes().Delete(ctx, thisNode, metav1.DeleteOptions{}))
+	must(nil, client.meta.Tracker().Delete(nodeResource, "", thisNode))
 	must(nil, client.CoreV1().Services("default").Delete(ctx, "web", metav1.DeleteOptions{}))
 	v.await(t, s)
 }
@@ -94,7 +141,7 @@ func TestKubernetesSourceWaitsForEveryList(t *testing.T) {
 		}
 	})
 	s := New(testOptions(), discard(), nil)
-	run(t, func(ctx context.Context) error { return RunKubernetes(ctx, client, s) })
+	run(t, func(ctx context.Context) error { return client.run(ctx, s) })
 	<-refused
 	<-refused // client-go tries again
 	if cs, full := s.Take(); cs != nil || full {
@@ -104,20 +151,119 @@ func TestKubernetesSourceWaitsForEveryList(t *testing.T) {
 	view{}.await(t, s, "web 10.96.0.1:80/TCP -> reject")
 }
 
+func TestWeightsFollowTheAPIServer(t *testing.T) {
+	client, ready := watched(t, testService("web"), podSlice("web", "web-1", "10.0.0.1", "10.0.0.2"), testPod("pod-1", "5"))
+	s := New(testOptions(), discard(), nil)
+	run(t, func(ctx context.Context) error { return client.run(ctx, s) })
+	await := func(want string) {
+		t.Helper()
+		deadline := time.After(20 * time.Second)
+		for {
+			cs, _ := s.Take()
+			for _, c := range cs {
+				if len(c.Services) == 1 && showWeights(c.Services[0]) == want {
+					return
+				}
+			}
+			select {
+			case <-s.Dirty():
+			case <-deadline:
+				t.Fatalf("weights never were %s", want)
+			}
+		}
+	}
+	await("5 100")
+	ready()
+	node := testNode("")
+	node.Annotations = map[string]string{keyWeight: "9"}
+	server := client.meta.Tracker()
+	for _, step := range []struct {
+		do   func() error
+		want string
+	}{
+		{func() error { return server.Create(nodeResource, node, "") }, "5 9"},
+		{func() error { return server.Update(podResource, testPod("pod-1", "6"), "default") }, "6 9"},
+		{func() error { return server.Delete(podResource, "default", "pod-1") }, "9 9"},
+		{func() error { return server.Delete(nodeResource, "", thisNode) }, "100 100"},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		await(step.want)
+	}
+}
+
+// TestForbiddenPodsCostOnlyTheirWeights has the ClusterRole of an lbproxy that knew
+// no weights, or an API server that does not answer.
+func TestForbiddenPodsCostOnlyTheirWeights(t *testing.T) {
+	for name, tc := range map[string]struct {
+		answer func(ctx context.Context, allowed bool) (bool, error) // to a list of Pods
+		wait   time.Duration                                         // until Services are published
+		again  time.Duration                                         // at most, until Pods are known after they are allowed
+		words  string
+	}{
+		"forbidden": {func(_ context.Context, allowed bool) (bool, error) {
+			return !allowed, apierrors.NewForbidden(podResource.GroupResource(), "", errors.New("no rule"))
+		}, 0, podsForbidden + 10*time.Second, "forbidden"},
+		"failing": {func(_ context.Context, allowed bool) (bool, error) {
+			return !allowed, errors.New("too many requests")
+		}, podsPatience, 10 * time.Second, "were not listed within 10s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// One of the handlers limits itself by a global clock, which is not the bubble's.
+			defer func(hs []utilruntime.ErrorHandler) { utilruntime.ErrorHandlers = hs }(utilruntime.ErrorHandlers)
+			utilruntime.ErrorHandlers = nil
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				client := newClients(t, testService("web"), podSlice("web", "web-1", "10.0.0.1"), testPod("pod-1", "5"))
+				var allowed atomic.Bool
+				client.meta.PrependReactor("list", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
+					handled, err := tc.answer(ctx, allowed.Load())
+					return handled, nil, err
+				})
+				s := New(testOptions(), discard(), nil)
+				done := make(chan error, 1)
+				go func() { done <- client.run(ctx, s) }()
+				<-time.After(tc.wait + time.Second - time.Nanosecond)
+				synctest.Wait()
+				if got := s.Problems(); len(got) != 1 || got[0].Reason != ReasonNotListed || !strings.Contains(got[0].Error(), tc.words) {
+					t.Errorf("problems %v, want one of %s with %q", got, ReasonNotListed, tc.words)
+				}
+				cs, full := s.Take()
+				if len(cs) != 1 || !full || showWeights(cs[0].Services[0]) != "100" {
+					t.Fatalf("got %v, full %t; want web with default weights", cs, full)
+				}
+				allowed.Store(true)
+				<-time.After(tc.again)
+				synctest.Wait()
+				if cs, _ = s.Take(); len(cs) != 1 || showWeights(cs[0].Services[0]) != "5" || len(s.Problems()) != 0 {
+					t.Errorf("when Pods are allowed: got %v, problems %v; want weight 5 and none", cs, s.Problems())
+				}
+				cancel()
+				if err := <-done; err != nil {
+					t.Errorf("RunKubernetes: %v", err)
+				}
+			})
+		})
+	}
+}
+
 func TestSelectorsOfListsAndWatches(t *testing.T) {
-	client := fake.NewClientset()
+	client := newClients(t)
 	got := map[string]string{}
-	client.PrependReactor("list", "*", func(a k8stesting.Action) (bool, runtime.Object, error) {
-		o := a.(k8stesting.ListActionImpl).ListOptions
-		got["list "+a.GetResource().Resource] = o.LabelSelector + " & " + o.FieldSelector
-		return false, nil, nil
-	})
-	client.PrependWatchReactor("*", func(a k8stesting.Action) (bool, watch.Interface, error) {
-		o := a.(k8stesting.WatchActionImpl).ListOptions
-		got["watch "+a.GetResource().Resource] = o.LabelSelector + " & " + o.FieldSelector
-		return false, nil, nil
-	})
-	for _, lw := range []*cache.ListWatch{serviceWatch(client), sliceWatch(client), nodeWatch(client, thisNode)} {
+	for _, f := range []*k8stesting.Fake{&client.Fake, &client.meta.Fake} {
+		f.PrependReactor("list", "*", func(a k8stesting.Action) (bool, runtime.Object, error) {
+			o := a.(k8stesting.ListActionImpl).ListOptions
+			got["list "+a.GetResource().Resource] = o.LabelSelector + " & " + o.FieldSelector
+			return false, nil, nil
+		})
+		f.PrependWatchReactor("*", func(a k8stesting.Action) (bool, watch.Interface, error) {
+			o := a.(k8stesting.WatchActionImpl).ListOptions
+			got["watch "+a.GetResource().Resource] = o.LabelSelector + " & " + o.FieldSelector
+			return false, nil, nil
+		})
+	}
+	for _, lw := range []*cache.ListWatch{serviceWatch(client), sliceWatch(client), nodeWatch(client.meta), podWatch(client.meta)} {
 		if _, err := lw.ListWithContext(t.Context(), metav1.ListOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -130,7 +276,8 @@ func TestSelectorsOfListsAndWatches(t *testing.T) {
 	for resource, want := range map[string]string{
 		"services":       "!service.kubernetes.io/service-proxy-name & spec.clusterIP!=None",
 		"endpointslices": "!service.kubernetes.io/headless & ",
-		"nodes":          " & metadata.name=node-a",
+		"nodes":          " & ",
+		"pods":           "lbproxy.io/weight & ",
 	} {
 		for _, verb := range []string{"list ", "watch "} {
 			if got[verb+resource] != want {
@@ -142,7 +289,7 @@ func TestSelectorsOfListsAndWatches(t *testing.T) {
 
 func TestRelistForgetsWhatIsGone(t *testing.T) {
 	s := New(testOptions(), discard(), nil)
-	services, sls, nodes := newServiceSink(s), newSliceSink(s), newNodeSink(s)
+	services, sls, nodes, pods := newServiceSink(s), newSliceSink(s), newNodeSink(s), newPodSink(s)
 	replace := func(k cache.ReflectorStore, objects ...any) {
 		t.Helper()
 		if err := k.Replace(objects, "1"); err != nil {
@@ -153,11 +300,16 @@ func TestRelistForgetsWhatIsGone(t *testing.T) {
 	replace(services, testService("a"), testService("b", clusterIP("10.96.0.2")))
 	replace(sls, testSlice("a", "a-1", "10.0.0.1"), testSlice("a", "a-2", "10.0.0.2"))
 	replace(nodes, testNode("zone-a"))
+	replace(pods, testPod("a-1", "7"), testPod("a-2", "x"))
 	v.await(t, s, "a 10.96.0.1:80/TCP -> 1! 2!", "b 10.96.0.2:80/TCP -> reject")
 	replace(services, testService("a"))
 	replace(sls, testSlice("a", "a-2", "10.0.0.2"))
 	replace(nodes)
+	replace(pods)
 	v.await(t, s, "a 10.96.0.1:80/TCP -> 2!")
+	if len(s.weights) != 0 || len(s.Problems()) != 0 {
+		t.Errorf("weights %v, problems %v of Pods that are gone", s.weights, s.Problems())
+	}
 	if s.zone != "" {
 		t.Errorf("zone %q of a Node that is gone", s.zone)
 	}

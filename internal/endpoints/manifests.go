@@ -20,7 +20,7 @@ import (
 const maxManifest = 256 << 20
 
 // RunManifests keeps s equal to the manifests in dir until ctx is done: Services,
-// EndpointSlices, Nodes and Lists of them in *.yaml, *.yml and *.json files, not in
+// EndpointSlices, Nodes, Pods (their weights) and Lists of them in *.yaml, *.yml and *.json files, not in
 // subdirectories. What a file cannot say it keeps. It returns an error if dir is
 // not there at the start; if it goes away later, everything stays as it is.
 func RunManifests(ctx context.Context, dir string, s *Store, log *slog.Logger) error {
@@ -216,6 +216,8 @@ func (m *manifests) change(key objectKey, obj any) {
 		m.store.putSlice(obj)
 	case *node:
 		m.store.putNode(obj)
+	case *weighed:
+		m.store.putPod(obj)
 	case nil:
 		delete(m.applied, key)
 		switch key.kind {
@@ -224,7 +226,9 @@ func (m *manifests) change(key objectKey, obj any) {
 		case KindEndpointSlice:
 			m.store.dropSlice(key.obj)
 		case KindNode:
-			m.store.putNode(&node{name: key.obj.Name})
+			m.store.putNode(newNode(key.obj.Name))
+		case KindPod:
+			m.store.dropPod(key.obj)
 		}
 	}
 }

@@ -245,20 +245,20 @@ func TestMalformedManifestAtTheStart(t *testing.T) {
 
 func TestUnknownFieldsAndKindsAreTold(t *testing.T) {
 	f := newFolder(t)
-	pod := "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n"
-	f.put("a.yaml", docs(serviceDoc("a", "10.96.0.1")+"  colour: red\n", pod, pod))
-	f.put("b.yaml", docs("kind: ConfigMapList\napiVersion: v1\nitems: [{}]\n", pod,
+	other := "apiVersion: v1\nkind: Secret\nmetadata: {name: p}\n"
+	f.put("a.yaml", docs(serviceDoc("a", "10.96.0.1")+"  colour: red\n", other, other))
+	f.put("b.yaml", docs("kind: ConfigMapList\napiVersion: v1\nitems: [{}]\n", other,
 		strings.Replace(serviceDoc("b", "10.96.0.2"), "spec:", "spec:\n  type: ClusterIP\n  type: ClusterIP", 1)))
 	f.check("told", []string{lineA, lineB}, []string{
 		`Manifest a.yaml: document 1, Service default/a: unknown field "spec.colour"`,
 		`Manifest b.yaml: document 3: `,
 	})
-	f.log.await(t, "INFO kind ignored in manifests", "kind=Pod", "file=a.yaml")
+	f.log.await(t, "INFO kind ignored in manifests", "kind=Secret", "file=a.yaml")
 	f.log.await(t, "INFO kind ignored in manifests", "kind=ConfigMapList")
-	f.put("c.yaml", pod)
+	f.put("c.yaml", other)
 	f.check("told once", []string{lineA, lineB}, []string{"", ""})
 	for len(f.log.records) > 0 {
-		if r := <-f.log.records; strings.Contains(r, "kind=Pod") {
+		if r := <-f.log.records; strings.Contains(r, "kind=Secret") {
 			t.Errorf("told twice: %s", r)
 		}
 	}

@@ -16,8 +16,6 @@ import (
 )
 
 const (
-	// annotationAlgorithm names the Service's algorithm.
-	annotationAlgorithm = "lbproxy.io/algorithm"
 	// labelProxyName gives a Service to another proxy.
 	labelProxyName = "service.kubernetes.io/service-proxy-name"
 	// labelHeadless marks EndpointSlices nobody balances.
@@ -37,19 +35,22 @@ func index(f lb.Family) int {
 // service is what is kept of a v1.Service. It is never changed after it was
 // handed to a Store.
 type service struct {
-	obj       lb.Object
-	uid       string
-	created   int64  // seconds since 1970; 0 when unknown, which counts as oldest
-	algorithm string // empty: the cluster's default
-	badAlgo   bool   // the annotation is invalid: what worked before is kept
-	units     []unit // sorted by name; none when the Service is not to be served
-	problems  []Problem
+	obj      lb.Object
+	uid      string
+	created  int64 // seconds since 1970; 0 when unknown, which counts as oldest
+	balance  lb.Balance
+	given    asked  // the annotations that balance is from
+	bad      asked  // those that are invalid: what worked before is kept
+	units    []unit // sorted by name; none when the Service is not to be served
+	problems []Problem
+	effects  []Problem // of annotations without effect, see settle
 }
 
 // equal tells whether s and t resolve alike.
 func (s *service) equal(t *service) bool {
-	return s.obj == t.obj && s.uid == t.uid && s.created == t.created && s.algorithm == t.algorithm &&
-		slices.EqualFunc(s.units, t.units, unit.equal) && slices.EqualFunc(s.problems, t.problems, Problem.same)
+	return s.obj == t.obj && s.uid == t.uid && s.created == t.created && s.balance == t.balance &&
+		slices.EqualFunc(s.units, t.units, unit.equal) && slices.EqualFunc(s.problems, t.problems, Problem.same) &&
+		slices.EqualFunc(s.effects, t.effects, Problem.same)
 }
 
 // impossible tells whether s has values that an API server refuses.
@@ -92,7 +93,7 @@ func parseService(in *v1.Service, o *Options) *service {
 	}
 	p := &problems{kind: KindService, object: obj}
 	if !skip(in, p) {
-		svc.parseAlgorithm(in, o, p)
+		svc.balance, svc.given, svc.bad = parseBalance(in.Annotations, o, p)
 		svc.units = units(obj, parseSpec(in, o, p), o, p)
 	}
 	svc.problems = p.list()
@@ -112,17 +113,6 @@ func skip(in *v1.Service, p *problems) bool {
 		return true
 	}
 	return false
-}
-
-func (s *service) parseAlgorithm(in *v1.Service, o *Options, p *problems) {
-	s.algorithm = in.Annotations[annotationAlgorithm]
-	if s.algorithm == "" || o.CheckAlgorithm == nil {
-		return
-	}
-	if err := o.CheckAlgorithm(s.algorithm); err != nil {
-		p.add("metadata.annotations["+annotationAlgorithm+"]", ReasonInvalidAlgorithm, err)
-		s.algorithm, s.badAlgo = "", true
-	}
 }
 
 func parseSpec(in *v1.Service, o *Options, p *problems) *spec {

@@ -3,6 +3,7 @@
 package endpoints
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -22,6 +24,7 @@ type slice struct {
 	obj       lb.Object // the slice's own name
 	service   string    // the Service's name; empty: belongs to nobody
 	family    lb.Family // 0 when the address type is not an IP family
+	weight    *weight   // nil: it says nothing
 	ports     []slicePort
 	endpoints []endpoint
 	problems  []Problem
@@ -29,7 +32,7 @@ type slice struct {
 
 // equal tells whether s and t resolve alike.
 func (s *slice) equal(t *slice) bool {
-	return s.obj == t.obj && s.service == t.service && s.family == t.family &&
+	return s.obj == t.obj && s.service == t.service && s.family == t.family && s.weight.equal(t.weight) &&
 		slices.Equal(s.ports, t.ports) && slices.Equal(s.endpoints, t.endpoints) &&
 		slices.EqualFunc(s.problems, t.problems, Problem.same)
 }
@@ -40,10 +43,12 @@ type slicePort struct {
 	port  uint16
 }
 
-// endpoint is 40 bytes; a cluster has a hundred thousand of them.
+// endpoint is 56 bytes; a cluster has a hundred thousand of them.
 type endpoint struct {
 	addr  netip.Addr
 	zones zoneSet
+	pod   ref // 0: it is none
+	node  ref // 0: it is on none
 	flags flags
 }
 
@@ -123,6 +128,9 @@ func parseSlice(in *discovery.EndpointSlice, o *Options) *slice {
 	default:
 		p.add("addressType", ReasonUnsupportedAddress, fmt.Errorf("%q: want IPv4 or IPv6", in.AddressType))
 	}
+	if s.weight = readWeight(in.Annotations); s.weight != nil && s.weight.err != nil {
+		p.add(annotationField(keyWeight), ReasonInvalidWeight, s.weight.err)
+	}
 	if s.family != 0 {
 		s.parsePorts(in, p)
 		s.parseEndpoints(in, o, p)
@@ -174,6 +182,12 @@ func (s *slice) parseEndpoints(in *discovery.EndpointSlice, o *Options, p *probl
 		if ep.Hints != nil {
 			out.zones = makeZoneSet(ep.Hints.ForZones)
 		}
+		if t := ep.TargetRef; t != nil && t.Kind == KindPod {
+			out.pod = makeRef(KindPod, lb.Object{Namespace: cmp.Or(t.Namespace, in.Namespace), Name: t.Name})
+		}
+		if ep.NodeName != nil && *ep.NodeName != "" {
+			out.node = makeRef(KindNode, lb.Object{Name: *ep.NodeName})
+		}
 		s.endpoints = append(s.endpoints, out)
 	}
 }
@@ -209,10 +223,9 @@ func parseEndpointIP(text string) (netip.Addr, error) {
 	return addr, err
 }
 
-// parseNode returns the zone of in.
-func parseNode(in *v1.Node) *node {
-	return &node{name: in.Name, zone: in.Labels[v1.LabelTopologyZone]}
+// parseNode returns the zone and the weight of in.
+func parseNode(in *metav1.ObjectMeta) *node {
+	n := newNode(in.Name)
+	n.zone, n.weighed.weight = in.Labels[v1.LabelTopologyZone], readWeight(in.Annotations)
+	return n
 }
-
-// node is what is kept of a v1.Node.
-type node struct{ name, zone string }

@@ -11,14 +11,15 @@ import (
 
 // candidate is an endpoint of one port: what the policies choose from.
 type candidate struct {
-	addr  netip.AddrPort
-	zones zoneSet
-	flags flags
+	addr   netip.AddrPort
+	zones  zoneSet
+	flags  flags
+	weight uint16
 }
 
 // gather returns the endpoints of the port and family that name says, sorted by
 // address, each address once.
-func gather(name lb.ServiceName, from []*slice) []candidate {
+func gather(name lb.ServiceName, from []*slice, ws weights) []candidate {
 	n := 0
 	for _, s := range from {
 		n += len(s.endpoints)
@@ -32,8 +33,9 @@ func gather(name lb.ServiceName, from []*slice) []candidate {
 			if p.name != name.Port || p.proto != name.Proto {
 				continue
 			}
-			for _, e := range s.endpoints {
-				cs = append(cs, candidate{netip.AddrPortFrom(e.addr, p.port), e.zones, e.flags})
+			for i := range s.endpoints {
+				e := &s.endpoints[i]
+				cs = append(cs, candidate{netip.AddrPortFrom(e.addr, p.port), e.zones, e.flags, ws.of(s, e)})
 			}
 		}
 	}
@@ -150,7 +152,7 @@ func choose(cs []candidate, want func(candidate) bool) []lb.Backend {
 	bs := make([]lb.Backend, 0, n)
 	for _, c := range cs {
 		if want(c) {
-			bs = append(bs, lb.Backend{Addr: c.addr, Weight: lb.DefaultWeight, Local: c.flags.has(local)})
+			bs = append(bs, lb.Backend{Addr: c.addr, Weight: c.weight, Local: c.flags.has(local)})
 		}
 	}
 	return bs

@@ -16,6 +16,7 @@ const (
 	KindService       = "Service"
 	KindEndpointSlice = "EndpointSlice"
 	KindNode          = "Node"
+	KindPod           = "Pod"
 	KindManifest      = "Manifest" // a file or the directory; Object.Name is its path
 )
 
@@ -28,11 +29,17 @@ const (
 	ReasonFamilyMismatch     = "FamilyMismatch"
 	ReasonInvalidAddress     = "InvalidAddress"
 	ReasonInvalidAlgorithm   = "InvalidAlgorithm"
+	ReasonInvalidAnnotation  = "InvalidAnnotation"
 	ReasonInvalidPort        = "InvalidPort"
+	ReasonInvalidWeight      = "InvalidWeight"
 	ReasonMalformed          = "MalformedManifest"
 	ReasonNoClusterIP        = "NoClusterIP"
+	ReasonNoEffect           = "NoEffect"
 	ReasonNoService          = "NoService"
+	ReasonNotListed          = "NotListed"
+	ReasonNoWeight           = "NoWeight"
 	ReasonTooMany            = "TooManyProblems"
+	ReasonUnknownAnnotation  = "UnknownAnnotation"
 	ReasonUnknownField       = "UnknownField"
 	ReasonUnknownPolicy      = "UnknownPolicy"
 	ReasonUnreadable         = "UnreadableManifest"

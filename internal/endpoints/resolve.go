@@ -7,6 +7,7 @@
 package endpoints
 
 import (
+	"fmt"
 	"slices"
 
 	v1 "k8s.io/api/core/v1"
@@ -22,15 +23,21 @@ type Options struct {
 	MasqueradeAll   bool               // masquerade all callers of cluster IPs
 	DenyExternalIPs bool               // do not serve spec.externalIPs
 	CheckAlgorithm  func(string) error // tells whether an algorithm exists; nil: every one does
+
+	// DefaultAlgorithm is that of Services that name none; empty: not known. It only
+	// tells which annotations have no effect.
+	DefaultAlgorithm string
 }
 
 // Resolve returns one lb.Service for each port and family of svc on the node that
 // o names and that lies in zone, sorted by name, and what of svc is not served.
-// Slices of other Services are ignored. Conflicts with other Services are not
-// looked at: they are the Store's. A pool that no frontend uses is left empty.
+// Slices of other Services are ignored. Conflicts with other Services and weights
+// of Pods and Nodes are not looked at: they are the Store's. A pool that no
+// frontend uses is left empty.
 // Source: Kubernetes 1.37 pkg/proxy.
 func Resolve(svc *v1.Service, from []*discovery.EndpointSlice, zone string, o Options) ([]*lb.Service, []Problem) {
 	parsed := parseService(svc, &o)
+	parsed.settle(nil, &o)
 	var own []*slice
 	for _, s := range from {
 		p := parseSlice(s, &o)
@@ -39,13 +46,16 @@ func Resolve(svc *v1.Service, from []*discovery.EndpointSlice, zone string, o Op
 		}
 	}
 	slices.SortStableFunc(own, compareSlices)
-	return resolve(parsed, own, zone, nil)
+	return resolve(parsed, own, zone, nil, nil)
 }
 
-// resolve is Resolve for what was parsed: from are svc's slices, sorted.
-// lost, unless nil, names the problem of a frontend that another Service has.
-func resolve(svc *service, from []*slice, zone string, lost func(lb.Frontend) *Problem) ([]*lb.Service, []Problem) {
-	ps := slices.Clip(svc.problems)
+// resolve is Resolve for what was parsed and settled: from are svc's slices,
+// sorted; ws are the weights of Pods and Nodes. lost, unless nil, names the problem
+// of a frontend that another Service has.
+func resolve(
+	svc *service, from []*slice, zone string, ws weights, lost func(lb.Frontend) *Problem,
+) ([]*lb.Service, []Problem) {
+	ps := append(slices.Clip(svc.problems), svc.effects...)
 	var out []*lb.Service
 	for _, u := range svc.units {
 		fes := u.frontends
@@ -58,16 +68,40 @@ func resolve(svc *service, from []*slice, zone string, lost func(lb.Frontend) *P
 			continue
 		}
 		u.frontends = fes
-		s := &lb.Service{Name: u.name, Algorithm: svc.algorithm, Frontends: fes}
-		s.Cluster, s.Local = pools(u, from, zone)
+		s := &lb.Service{Name: u.name, Balance: svc.balance, Frontends: fes}
+		s.Cluster, s.Local = pools(u, from, zone, ws)
+		ps = append(ps, weightless(s)...)
 		out = append(out, s)
 	}
 	if len(svc.units) > 0 {
 		for _, s := range from {
 			ps = append(ps, s.problems...)
 		}
+		p := problems{kind: KindService, object: svc.obj}
+		ws.problems(from, &p)
+		ps = append(ps, p.list()...)
 	}
 	return out, ps
+}
+
+// weightless returns the problems of pools whose backends all have weight 0: new
+// connections get what they get from a pool without backends.
+func weightless(s *lb.Service) (ps []Problem) {
+	for _, sc := range []lb.Scope{lb.ScopeCluster, lb.ScopeLocal} {
+		bs := s.Pool(sc).Backends
+		if len(bs) == 0 || slices.ContainsFunc(bs, func(b lb.Backend) bool { return b.Weight > 0 }) {
+			continue
+		}
+		where := ""
+		if sc == lb.ScopeLocal {
+			where = " on this node"
+		}
+		ps = append(ps, Problem{
+			Kind: KindService, Object: s.Name.Object, Field: s.Name.String(), Reason: ReasonNoWeight,
+			Err: fmt.Errorf("all %d endpoints%s have weight 0: new connections find none", len(bs), where),
+		})
+	}
+	return ps
 }
 
 // keep returns the frontends that are not lost; usually that is fes itself.
@@ -92,8 +126,8 @@ func keep(fes []lb.Frontend, lost func(lb.Frontend) *Problem) (kept []lb.Fronten
 }
 
 // pools chooses the backends of u, for each scope that its frontends use.
-func pools(u unit, from []*slice, zone string) (cluster, local lb.Pool) {
-	cs := gather(u.name, from)
+func pools(u unit, from []*slice, zone string, ws weights) (cluster, local lb.Pool) {
+	cs := gather(u.name, from, ws)
 	useCluster, useLocal := u.uses()
 	if useCluster {
 		cluster.Backends = clusterPool(cs, zone)

@@ -11,6 +11,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -23,12 +24,13 @@ type Source string
 const (
 	Services       Source = "services"
 	EndpointSlices Source = "endpointslices"
-	Node           Source = "node"
+	Nodes          Source = "nodes"
+	Pods           Source = "pods" // optional, see giveUpPods
 	Manifests      Source = "manifests"
 )
 
 // KubernetesSources are those that RunKubernetes feeds.
-var KubernetesSources = []Source{Services, EndpointSlices, Node}
+var KubernetesSources = []Source{Services, EndpointSlices, Nodes, Pods}
 
 // Reporter tells the owner of a Service about it. It must not block and is called
 // without locks held; eventtype is Normal or Warning, reason a CamelCase word.
@@ -36,7 +38,7 @@ type Reporter interface {
 	ServiceEvent(obj lb.Object, eventtype, reason, message string)
 }
 
-// Store holds what is known of Services, EndpointSlices and the own Node, in a
+// Store holds what is known of Services, EndpointSlices, Pods and Nodes, in a
 // compact form, and says which Services changed. All methods may be called from
 // any goroutine; objects handed in are not kept.
 type Store struct {
@@ -47,10 +49,13 @@ type Store struct {
 
 	mu       sync.Mutex
 	waiting  map[Source]bool
-	taken    bool // the first Take has happened
+	needed   chan struct{} // closed when none or only Pods is waited for
+	taken    bool          // the first Take has happened
 	zone     string
 	entries  map[lb.Object]*entry
 	slices   map[lb.Object]*entry // by the slice's name
+	weights  weights
+	index    map[ref][]*entry // by the Pods and Nodes of their slices; nil: there was no weight yet
 	claims   *claims
 	dirty    []*entry
 	problems tracker
@@ -78,14 +83,17 @@ func New(o Options, log *slog.Logger, reporter Reporter) *Store {
 		reporter: reporter,
 		wake:     make(chan struct{}, 1),
 		waiting:  map[Source]bool{},
+		needed:   make(chan struct{}),
 		entries:  map[lb.Object]*entry{},
 		slices:   map[lb.Object]*entry{},
+		weights:  weights{},
 		claims:   newClaims(),
 		problems: tracker{},
 	}
 	for _, src := range o.Sources {
 		s.waiting[src] = true
 	}
+	s.noteNeeded()
 	return s
 }
 
@@ -105,22 +113,57 @@ func (s *Store) UpsertSlice(sl *discovery.EndpointSlice) {
 // DeleteSlice forgets an EndpointSlice. One that is not there is no error.
 func (s *Store) DeleteSlice(obj lb.Object) { s.locked(func() { s.dropSlice(obj) }) }
 
-// UpsertNode takes over the zone of the own Node; others are ignored.
-func (s *Store) UpsertNode(n *v1.Node) { s.locked(func() { s.putNode(parseNode(n)) }) }
+// UpsertNode takes over the weight of a Node, and the zone of the own one. Nothing
+// else of a Node matters.
+func (s *Store) UpsertNode(n *metav1.ObjectMeta) { s.locked(func() { s.putNode(parseNode(n)) }) }
 
-// DeleteNode forgets the zone if name is the own Node.
-func (s *Store) DeleteNode(name string) { s.locked(func() { s.putNode(&node{name: name}) }) }
+// DeleteNode forgets a Node. One that is not there is no error.
+func (s *Store) DeleteNode(name string) { s.locked(func() { s.putNode(newNode(name)) }) }
+
+// UpsertPod takes over the weight of a Pod. Nothing else of a Pod matters.
+func (s *Store) UpsertPod(pod *metav1.ObjectMeta) { s.locked(func() { s.putPod(parsePod(pod)) }) }
+
+// DeletePod forgets a Pod. One that is not there is no error.
+func (s *Store) DeletePod(obj lb.Object) { s.locked(func() { s.dropPod(obj) }) }
 
 // MarkSynced says that src has listed everything it has.
-func (s *Store) MarkSynced(src Source) {
+func (s *Store) MarkSynced(src Source) { s.locked(func() { s.markSynced(src) }) }
+
+// markSynced is MarkSynced with s.mu held.
+func (s *Store) markSynced(src Source) {
+	if !s.waiting[src] {
+		return
+	}
+	delete(s.waiting, src)
+	s.noteNeeded()
+	if len(s.waiting) == 0 {
+		s.nudge()
+	}
+}
+
+// noteNeeded closes s.needed when its time has come.
+func (s *Store) noteNeeded() {
+	if len(s.waiting) > 1 || len(s.waiting) == 1 && !s.waiting[Pods] {
+		return
+	}
+	select {
+	case <-s.needed:
+	default:
+		close(s.needed)
+	}
+}
+
+// ownerPods has the problem that Pods are not known.
+var ownerPods = owner{KindPod, lb.Object{Name: "*"}}
+
+// giveUpPods reports that Pods cannot be listed, and goes on as if there were none
+// with a weight: weights are not worth a node without Services. What was known
+// stays, and the list is used when it comes.
+func (s *Store) giveUpPods(err error) {
 	s.locked(func() {
-		if !s.waiting[src] {
-			return
-		}
-		delete(s.waiting, src)
-		if len(s.waiting) == 0 {
-			s.nudge()
-		}
+		err = fmt.Errorf("%w: weights of Pods are not known", err)
+		s.setProblems(ownerPods, []Problem{{KindPod, ownerPods.object, "", ReasonNotListed, err}})
+		s.markSynced(Pods)
 	})
 }
 
@@ -176,7 +219,7 @@ func (s *Store) publish(e *entry) bool {
 	var next []*lb.Service
 	var ps []Problem
 	if e.svc != nil {
-		next, ps = resolve(e.svc, e.slices, s.zone, func(fe lb.Frontend) *Problem { return s.lost(e, fe) })
+		next, ps = resolve(e.svc, e.slices, s.zone, s.weights, func(fe lb.Frontend) *Problem { return s.lost(e, fe) })
 	}
 	s.setProblems(owner{KindService, e.obj}, ps)
 	same := 0
@@ -245,7 +288,7 @@ func compareObjects(a, b lb.Object) int {
 func compareSlices(a, b *slice) int { return compareObjects(a.obj, b.obj) }
 
 func equalServices(a, b *lb.Service) bool {
-	return a.Name == b.Name && a.Algorithm == b.Algorithm && slices.Equal(a.Frontends, b.Frontends) &&
+	return a.Name == b.Name && a.Balance == b.Balance && slices.Equal(a.Frontends, b.Frontends) &&
 		equalPools(&a.Cluster, &b.Cluster) && equalPools(&a.Local, &b.Local)
 }
 

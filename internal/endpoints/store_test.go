@@ -35,7 +35,7 @@ func TestNothingIsPublishedBeforeEverySourceHasListed(t *testing.T) {
 	s := New(testOptions(), discard(), ev)
 	s.UpsertService(testService("web", func(s *v1.Service) { s.Spec.SessionAffinity = v1.ServiceAffinityClientIP }))
 	s.UpsertSlice(testSlice("web", "web-1", "10.0.0.1"))
-	for _, src := range []Source{Services, EndpointSlices, Services, Manifests} {
+	for _, src := range []Source{Services, EndpointSlices, Services, Pods, Manifests} {
 		s.MarkSynced(src)
 		if cs, full := s.Take(); cs != nil || full || woken(s) {
 			t.Fatalf("after %s: got %v, full %v before the node was listed", src, cs, full)
@@ -44,7 +44,7 @@ func TestNothingIsPublishedBeforeEverySourceHasListed(t *testing.T) {
 	if len(ev.take()) != 0 {
 		t.Fatal("events before every source has listed")
 	}
-	s.MarkSynced(Node)
+	s.MarkSynced(Nodes)
 	if !woken(s) {
 		t.Fatal("not woken by the last source")
 	}
@@ -114,7 +114,7 @@ func TestUpdatesThatChangeNothingArePassedOver(t *testing.T) {
 		"label": func() {
 			s.UpsertService(testService("web", func(s *v1.Service) { s.Labels = map[string]string{"a": "b"} }))
 		},
-		"another node": func() { s.UpsertNode(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-b"}}) },
+		"another node": func() { s.UpsertNode(&metav1.ObjectMeta{Name: "node-b"}) },
 	} {
 		do()
 		if woken(s) {
@@ -151,7 +151,7 @@ func TestNodeZoneResolvesEverythingAgain(t *testing.T) {
 	s.UpsertSlice(testSlice("a", "a-1", "10.0.0.1 zone=zone-a", "10.0.0.2 zone=zone-b"))
 	s.UpsertSlice(testSlice("b", "b-1", "10.0.0.3"))
 	v.take(s)
-	node := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: thisZone}}}
+	node := &metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: thisZone}}
 	for _, step := range []struct {
 		name string
 		do   func()
@@ -177,7 +177,7 @@ func TestInvalidAlgorithmKeepsTheLastValidOne(t *testing.T) {
 	set := func(name string) string {
 		s.UpsertService(testService("web", func(s *v1.Service) { s.Annotations = map[string]string{annotationAlgorithm: name} }))
 		s.Take()
-		return s.entries[object("web")].published[0].Algorithm
+		return s.entries[object("web")].published[0].Balance.Algorithm
 	}
 	for _, step := range []struct{ in, want string }{
 		{"magic", ""}, {"hash", "hash"}, {"magic", "hash"}, {"more magic", "hash"}, {"least-time", "least-time"}, {"", ""}, {"magic", ""},
@@ -403,7 +403,7 @@ func TestAnyHistoryEndsLikeAFreshStart(t *testing.T) {
 				delete(sls, sl)
 			case 5:
 				zone = fmt.Sprint("z", rng.IntN(3))
-				s.UpsertNode(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}}})
+				s.UpsertNode(&metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}})
 			}
 			if rng.IntN(3) == 0 {
 				v.take(s)
@@ -411,7 +411,7 @@ func TestAnyHistoryEndsLikeAFreshStart(t *testing.T) {
 		}
 		v.take(s)
 		fresh, freshView := New(testOptions(), discard(), nil), view{}
-		fresh.UpsertNode(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}}})
+		fresh.UpsertNode(&metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}})
 		for _, svc := range svcs {
 			fresh.UpsertService(svc)
 		}

@@ -121,7 +121,7 @@ type Pool struct {
 // published, so a Service may be shared.
 type Service struct {
 	Name      ServiceName
-	Algorithm string // an algorithm's name; empty means the cluster default
+	Balance   Balance
 	Frontends []Frontend
 	Cluster   Pool
 	Local     Pool // used only where a Frontend names ScopeLocal

@@ -27,12 +27,14 @@ var (
 	descClosed = describe("service_connections_closed_total", "Those of them that have ended.", backendLabels...)
 	descFailed = describe("service_connections_failed_total", "Those of them that ended before they were established.", backendLabels...)
 	descActive = describe("service_connections_active", "Connections and UDP flows of a Service port that have not ended.", serviceLabels...)
+	descTime   = describe("service_latency_seconds", "Moving average of the time that least-time compares, of backends for which it is measured.", backendLabels...)
 	descTotal  = describe("connections_active", "Connections and UDP flows that have not ended.")
 
-	descEntries  = describe("map_entries", "Entries of a kernel table in use.", labelNames("map")...)
-	descCapacity = describe("map_capacity", "Entries that a kernel table has room for.", labelNames("map")...)
-	descDrops    = describe("drops_total", "Packets and calls that were not served.", labelNames("reason")...)
-	descWrites   = describe("dataplane_writes_total", "Changes made to kernel tables.")
+	descEntries   = describe("map_entries", "Entries of a kernel table in use.", labelNames("map")...)
+	descCapacity  = describe("map_capacity", "Entries that a kernel table has room for.", labelNames("map")...)
+	descDrops     = describe("drops_total", "Packets and calls that were not served.", labelNames("reason")...)
+	descCorrected = describe("connections_corrected_total", "Connections by which a recount found the counts of backends wrong. Anything but 0 is a bug.")
+	descWrites    = describe("dataplane_writes_total", "Changes made to kernel tables.")
 
 	descSynced   = describe("synced", "Whether everything the cluster said at start was written once.")
 	descSuccess  = describe("sync_last_success_timestamp_seconds", "When changes were last applied without an error of the dataplane.")
@@ -41,7 +43,7 @@ var (
 	descBackends = describe("backends", "Backends of all Service ports.")
 	descSyncs    = describe("syncs_total", "Sets of changes handed to the dataplane.")
 	descFailures = describe("sync_failures_total", "Those of them that failed for one Service or all.")
-	descProblems = describe("endpoints_problems", "What Services and EndpointSlices ask for that is not served.", labelNames("reason")...)
+	descProblems = describe("endpoints_problems", "What objects ask for that is not served, or not as asked.", labelNames("kind", "reason")...)
 	descErrors   = describe("scrape_errors_total", "Scrapes for which the dataplane's counters could not be read.")
 )
 
@@ -144,8 +146,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		o.status(c.src.Status())
 	}
 	if c.src.Problems != nil {
-		for reason, n := range c.src.Problems() {
-			o.gauge(descProblems, float64(n), reason)
+		for p, n := range c.src.Problems() {
+			o.gauge(descProblems, float64(n), p.Kind, p.Reason)
 		}
 	}
 }
@@ -156,6 +158,7 @@ func (o out) stats(st dataplane.Stats) {
 		o.gauge(descEntries, float64(m.Used), m.Name)
 		o.gauge(descCapacity, float64(m.Max), m.Name)
 	}
+	o.counter(descCorrected, st.Corrections)
 	for _, reason := range slices.Sorted(maps.Keys(st.Drops)) {
 		o.counter(descDrops, st.Drops[reason], reason)
 	}
@@ -176,6 +179,7 @@ func (o out) backends(bs []dataplane.BackendStats) {
 			b.Opened += bs[i+1].Opened
 			b.Closed += bs[i+1].Closed
 			b.Failed += bs[i+1].Failed
+			b.Latency = cmp.Or(b.Latency, bs[i+1].Latency)
 		}
 		active += live(b)
 		total += live(b)
@@ -184,6 +188,9 @@ func (o out) backends(bs []dataplane.BackendStats) {
 		o <- &sample{descOpened, true, shared, float64(b.Opened)}
 		o <- &sample{descClosed, true, shared, float64(b.Closed)}
 		o <- &sample{descFailed, true, shared, float64(b.Failed)}
+		if b.Latency > 0 {
+			o <- &sample{descTime, false, shared, b.Latency.Seconds()}
+		}
 		if i+1 == len(bs) || bs[i+1].Service != b.Service {
 			o <- &sample{descActive, false, shared[1:], float64(active)}
 			active = 0

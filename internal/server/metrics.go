@@ -25,13 +25,19 @@ type Status struct {
 	SyncFailures uint64
 }
 
+// Problem is what several problems have in common.
+type Problem struct {
+	Kind   string // of the object: Service, Pod ...
+	Reason string
+}
+
 // Sources are what a Metrics reads when it is scraped. What is nil is left out.
 // All are called from any goroutine.
 type Sources struct {
 	Stats    func() (dataplane.Stats, error) // the result is the caller's to change
 	Writes   func() uint64                   // to kernel tables
 	Status   func() Status
-	Problems func() map[string]int // what Services ask for in vain, by reason
+	Problems func() map[Problem]int // how much objects ask for in vain
 }
 
 // Metrics is everything that is measured. The kernel's numbers are read at each

@@ -36,19 +36,22 @@ func sources(t *testing.T) Sources {
 			return dataplane.Stats{
 				Backends: []dataplane.BackendStats{
 					{Service: web, Backend: b, Opened: 10, Closed: 4, Failed: 1},
-					{Service: web, Backend: a, Opened: 7, Closed: 7},
+					{Service: web, Backend: a, Opened: 7, Closed: 7, Latency: 1500 * time.Microsecond},
 					{Service: web, Backend: b, Opened: 3, Closed: 1, Leaving: true},
 					{Service: dns, Backend: netip.MustParseAddrPort("[fd00::1]:53"), Opened: 1, Closed: 2},
 				},
-				Maps:  []dataplane.MapUsage{{Name: "conns", Used: 5, Max: 100}},
-				Drops: map[string]uint64{"no-backend": 3, "malformed": 0},
+				Corrections: 6,
+				Maps:        []dataplane.MapUsage{{Name: "conns", Used: 5, Max: 100}},
+				Drops:       map[string]uint64{"no-backend": 3, "malformed": 0},
 			}, nil
 		},
 		Writes: func() uint64 { return 42 },
 		Status: func() Status {
 			return Status{Synced: true, LastSuccess: time.Unix(1000, 500e6), Services: 2, Failed: 1, Backends: 3, Syncs: 9, SyncFailures: 4}
 		},
-		Problems: func() map[string]int { return map[string]int{"Conflict": 2} },
+		Problems: func() map[Problem]int {
+			return map[Problem]int{{"Service", "Conflict"}: 2, {"Pod", "InvalidWeight"}: 1}
+		},
 	}
 }
 
@@ -59,6 +62,9 @@ lbproxy_backends 3
 # HELP lbproxy_connections_active Connections and UDP flows that have not ended.
 # TYPE lbproxy_connections_active gauge
 lbproxy_connections_active 8
+# HELP lbproxy_connections_corrected_total Connections by which a recount found the counts of backends wrong. Anything but 0 is a bug.
+# TYPE lbproxy_connections_corrected_total counter
+lbproxy_connections_corrected_total 6
 # HELP lbproxy_dataplane_writes_total Changes made to kernel tables.
 # TYPE lbproxy_dataplane_writes_total counter
 lbproxy_dataplane_writes_total 42
@@ -66,9 +72,10 @@ lbproxy_dataplane_writes_total 42
 # TYPE lbproxy_drops_total counter
 lbproxy_drops_total{reason="malformed"} 0
 lbproxy_drops_total{reason="no-backend"} 3
-# HELP lbproxy_endpoints_problems What Services and EndpointSlices ask for that is not served.
+# HELP lbproxy_endpoints_problems What objects ask for that is not served, or not as asked.
 # TYPE lbproxy_endpoints_problems gauge
-lbproxy_endpoints_problems{reason="Conflict"} 2
+lbproxy_endpoints_problems{kind="Pod",reason="InvalidWeight"} 1
+lbproxy_endpoints_problems{kind="Service",reason="Conflict"} 2
 # HELP lbproxy_map_capacity Entries that a kernel table has room for.
 # TYPE lbproxy_map_capacity gauge
 lbproxy_map_capacity{map="conns"} 100
@@ -97,6 +104,9 @@ lbproxy_service_connections_failed_total{backend="[fd00::1]:53",family="IPv6",na
 lbproxy_service_connections_opened_total{backend="10.244.0.1:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 7
 lbproxy_service_connections_opened_total{backend="10.244.0.2:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 13
 lbproxy_service_connections_opened_total{backend="[fd00::1]:53",family="IPv6",namespace="kube-system",port="",protocol="UDP",service="dns"} 1
+# HELP lbproxy_service_latency_seconds Moving average of the time that least-time compares, of backends for which it is measured.
+# TYPE lbproxy_service_latency_seconds gauge
+lbproxy_service_latency_seconds{backend="10.244.0.1:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 0.0015
 # HELP lbproxy_services Service ports, per IP family, in the kernel.
 # TYPE lbproxy_services gauge
 lbproxy_services 2

@@ -197,7 +197,7 @@ func testAccess(t *testing.T, c *Cluster) {
 		{"", "nodes", []string{"get", "list", "watch"}},
 		{"", "events", []string{"create", "patch", "update"}},
 		{"events.k8s.io", "events", []string{"create", "patch", "update"}},
-		{"", "secrets", nil}, {"", "pods", nil}, {"", "configmaps", nil}, {"", "services/status", nil},
+		{"", "secrets", nil}, {"", "pods", []string{"list", "watch"}}, {"", "configmaps", nil}, {"", "services/status", nil},
 		{"", "nodes/status", nil}, {"coordination.k8s.io", "leases", nil}, {"apps", "daemonsets", nil},
 	} {
 		for _, verb := range []string{"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"} {

@@ -120,7 +120,7 @@ func (e *env) balanced(
 	t *testing.T, algorithm, name string, bs []lb.Backend, fes ...lb.Frontend,
 ) *dataplane.Service {
 	t.Helper()
-	svc := &dataplane.Service{Name: e.name(name), Algorithm: algorithm, Frontends: slices.Clone(fes)}
+	svc := &dataplane.Service{Name: e.name(name), Balance: lb.Balance{Algorithm: algorithm}, Frontends: slices.Clone(fes)}
 	slices.SortFunc(svc.Frontends, lb.Frontend.Compare)
 	svc.Cluster = pool(t, algorithm, bs)
 	svc.Local = pool(t, algorithm, local(bs))

@@ -95,8 +95,9 @@ const (
 	FeatureRemote     Feature = "a backend on another node"
 	FeatureSeen       Feature = "knows the source that backends saw"
 	FeaturePeer       Feature = "knows the client's peer"
-	FeatureWrites     Feature = "counts writes"      // the Dataplane is a WriteCounter
-	FeatureFaults     Feature = "fails as told"      // the Dataplane is a Faulter
+	FeatureWrites     Feature = "counts writes" // the Dataplane is a WriteCounter
+	FeatureFaults     Feature = "fails as told" // the Dataplane is a Faulter
+	FeatureHeld       Feature = "holds connections"
 	FeatureExactTurns Feature = "exact round-robin"  // else: each backend is reached
 	FeatureDrop       Feature = "drop is not refuse" // else: a drop may look like a refusal
 )
@@ -110,6 +111,13 @@ type Faulter interface {
 	FailService(name lb.ServiceName, err error)
 }
 
+// Held is a connection that lasts until it is closed.
+type Held struct {
+	Backend netip.AddrPort
+	Check   func() error // nil: bytes go both ways
+	Close   func()       // the dataplane knows of the end when it returns
+}
+
 // Harness connects the suite with a dataplane and a network.
 type Harness interface {
 	// Dataplane returns an empty Dataplane, which ends with t. There is one at a
@@ -119,6 +127,8 @@ type Harness interface {
 	Addrs() Addresses
 	// Try makes the attempts of f, one after the other.
 	Try(t *testing.T, f Flow) Outcome
+	// Open makes one connection that stays, which must succeed.
+	Open(t *testing.T, f Flow) Held
 	// Supports tells whether rows that need a feature can run.
 	Supports(f Feature) bool
 }
@@ -135,6 +145,7 @@ func Run(t *testing.T, h Harness) {
 				t.Run("reach", func(t *testing.T) { runReach(t, s.env(proto, fam)) })
 				t.Run("change", func(t *testing.T) { runChange(t, s.env(proto, fam)) })
 				t.Run("balance", func(t *testing.T) { runBalance(t, s.env(proto, fam)) })
+				t.Run("algorithms", func(t *testing.T) { runAlgorithms(t, s.env(proto, fam)) })
 				t.Run("contract", func(t *testing.T) { runContract(t, s.env(proto, fam)) })
 			})
 		}

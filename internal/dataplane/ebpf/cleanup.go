@@ -73,11 +73,26 @@ func removePin(path string) error {
 	return errors.Join(err, l.Unpin(), l.Close())
 }
 
-// cleanupPins removes all pins; links go first, so that no program runs when the
-// tables vanish.
+// cleanupPins removes all pins.
 func cleanupPins(root string) (removed []string, err error) {
-	for _, sub := range []string{"*/links/*", "*/maps/*"} {
-		paths, err := filepath.Glob(filepath.Join(root, sub))
+	layouts, err := filepath.Glob(filepath.Join(root, "*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range layouts {
+		pins, err := cleanupLayout(dir)
+		if removed = append(removed, pins...); err != nil {
+			return removed, err
+		}
+	}
+	return removed, os.RemoveAll(root)
+}
+
+// cleanupLayout removes the pins of one layout version; links go first, so that no
+// program runs when the tables vanish.
+func cleanupLayout(dir string) (removed []string, err error) {
+	for _, sub := range []string{"links/*", "maps/*"} {
+		paths, err := filepath.Glob(filepath.Join(dir, sub))
 		if err != nil {
 			return removed, err
 		}
@@ -88,5 +103,25 @@ func cleanupPins(root string) (removed []string, err error) {
 			removed = append(removed, p)
 		}
 	}
-	return removed, os.RemoveAll(root)
+	return removed, os.RemoveAll(dir)
+}
+
+// removeOldLayouts removes what another version of lbproxy left. Its programs run
+// before ours and serve with what it knew last, so that there is no gap until ours
+// know everything; that is when this is called.
+func (d *Dataplane) removeOldLayouts() error {
+	layouts, err := filepath.Glob(filepath.Join(filepath.Dir(d.maps.dir), "*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range layouts {
+		if dir == d.maps.dir {
+			continue
+		}
+		_, err := cleanupLayout(dir)
+		errs = append(errs, err)
+		d.opts.Log.Info("removed an older layout of lbproxy's tables", "dir", dir)
+	}
+	return errors.Join(errs...)
 }

@@ -10,9 +10,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -32,6 +34,8 @@ type Options struct {
 	CgroupRoot        string         // a directory of a cgroup v2 mount; empty: the mount's root
 	BPFFS             string         // a bpffs mount; empty: /sys/fs/bpf
 	NodeName          string         // makes nodes start their turns at different backends
+	NodeAddrs         []netip.Addr   // the first of each family is whom sockets of this node are hashed as; none: their first device's
+	HashSeed          uint64         // of hashes of connections; the same on every node
 	Devices           []string       // patterns of names; none: every device but loopback
 	PodRanges         []netip.Prefix // addresses of pods; none: callers are never known as pods
 	NodePortAddresses []netip.Prefix // NodePorts answer at node addresses in these; none: at all
@@ -81,6 +85,8 @@ type Dataplane struct {
 	draining   map[*service]bool // those with backends that are leaving
 	ripe       map[uint32]bool   // backends that left before the grace period under way
 	swept      sweepResult
+	recounted  recount
+	complete   bool // a full Sync was made
 }
 
 // Open adopts what an earlier agent left below opts.BPFFS, or creates it, and
@@ -136,7 +142,26 @@ func openState(opts Options) (_ *Dataplane, err error) {
 	if d.attached, err = d.pinnedDevices(); err != nil {
 		return nil, fmt.Errorf("read pinned links: %w", err)
 	}
+	d.syncSettings()
 	return d, d.syncPodRanges()
+}
+
+// syncSettings tells the programs what they should know.
+func (d *Dataplane) syncSettings() {
+	h := fnv.New64a()
+	h.Write([]byte(d.opts.NodeName))
+	want := lbSettings{HashSeed: d.opts.HashSeed, Node: h.Sum64()}
+	for _, a := range slices.Backward(d.opts.NodeAddrs) { // the first of each family stays
+		i := 0
+		if lb.FamilyOf(a) == lb.IPv6 {
+			i = 1
+		}
+		want.Host[i] = addrOf(a)
+	}
+	if d.maps.settings[0] != want {
+		d.maps.wrote()
+		d.maps.settings[0] = want
+	}
 }
 
 // Run follows the devices and addresses of the calling thread's network

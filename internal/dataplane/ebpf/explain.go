@@ -3,6 +3,7 @@
 package ebpf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -47,7 +48,7 @@ func (v *View) Explain(from netip.Addr, to lb.FrontendKey) (dataplane.Explanatio
 	}
 	e.out.Service = name.String()
 	e.step("services[%d] is %s", fe.Service, name)
-	e.decide(from, fe, inside)
+	e.decide(from, to, fe, inside)
 	return e.out, nil
 }
 
@@ -111,7 +112,7 @@ func (e *explainer) isInside(from netip.Addr) (bool, error) {
 }
 
 // decide says which pool is used and what comes of it.
-func (e *explainer) decide(from netip.Addr, fe *lbFrontend, inside bool) {
+func (e *explainer) decide(from netip.Addr, to lb.FrontendKey, fe *lbFrontend, inside bool) {
 	local := lbFrontendFlagsFE_OUTSIDE_LOCAL
 	if inside {
 		local = lbFrontendFlagsFE_INSIDE_LOCAL
@@ -121,18 +122,20 @@ func (e *explainer) decide(from netip.Addr, fe *lbFrontend, inside bool) {
 		sc, scope = lb.ScopeLocal, "local"
 	}
 	slots := e.maps.pool(fe.Service, sc)
-	e.step("%s pool: %d backends, read by %s", scope, len(slots), e.kind(fe.Service))
+	e.step("%s pool: %d backends, algorithm %s, read by %s", scope, len(slots),
+		cmp.Or(e.maps.head(fe.Service, sc).name, "none"), kindNames[e.maps.head(fe.Service, sc).kind()])
 	if len(slots) == 0 {
 		e.out.Decision, e.out.Reason = "reject", "the "+scope+" pool has no backends"
-		if e.maps.head(fe.Service, sc).Alias>>howVerdictShift&0xff == uint32(lbVerdictVERDICT_DROP) {
+		if e.maps.head(fe.Service, sc).verdict() == lb.Drop {
 			e.out.Decision = "drop"
 			e.out.Reason = "no backend on this node, and the traffic policy is Local"
 		}
 		return
 	}
 	e.out.Decision = "forward"
-	e.out.Reason = fmt.Sprintf("one of %d backends of the %s pool", len(slots), scope)
-	for _, b := range e.backendViews(fe.Service) {
+	h, table := e.maps.table(fe.Service, sc)
+	e.out.Reason = e.reason(from, to, h, table, slots) + ", in the " + scope + " pool"
+	for _, b := range e.backendViews(fe.Service, sc) {
 		if b.Pools == "both" || b.Pools == scope {
 			e.out.Candidates = append(e.out.Candidates, b)
 		}

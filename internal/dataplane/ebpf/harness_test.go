@@ -21,6 +21,7 @@ import (
 
 func TestMain(m *testing.M) {
 	lab.Main()
+	clientMain()
 	os.Exit(m.Run())
 }
 

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
@@ -50,6 +48,8 @@ func (d *Dataplane) janitor(ctx context.Context) error {
 	defer sweep.Stop()
 	reclaim := time.NewTicker(reclaimInterval)
 	defer reclaim.Stop()
+	recount := time.NewTicker(recountInterval)
+	defer recount.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -57,6 +57,10 @@ func (d *Dataplane) janitor(ctx context.Context) error {
 		case <-sweep.C:
 			if err := d.Sweep(); err != nil {
 				d.opts.Log.Warn("idle connections were not removed", "err", err)
+			}
+		case <-recount.C:
+			if err := d.Recount(); err != nil {
+				d.opts.Log.Warn("connections were not counted anew", "err", err)
 			}
 		case <-reclaim.C:
 			d.reclaim(ctx)
@@ -151,16 +155,19 @@ type sweepResult struct {
 // Sweep removes connections and flows that were idle for longer than their
 // time-outs, and counts those that are alive.
 func (d *Dataplane) Sweep() error {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return err
-	}
-	return d.sweepAt(uint64(now.Nano()))
+	return d.sweepAt(uint64(monotonic()))
 }
 
 // sweepAt sweeps as if the monotonic clock showed now, in nanoseconds.
-func (d *Dataplane) sweepAt(now uint64) error {
-	out, err := runSyscall(d.progs[lbProgLbSweep], &lbSweep{Now: now})
+func (d *Dataplane) sweepAt(now uint64) error { return d.sweep(now, false) }
+
+// sweep sweeps, and counts what is open if it should.
+func (d *Dataplane) sweep(now uint64, recount bool) error {
+	in := lbSweep{Now: now}
+	if recount {
+		in.Recount = 1
+	}
+	out, err := runSyscall(d.progs[lbProgLbSweep], &in)
 	if err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}

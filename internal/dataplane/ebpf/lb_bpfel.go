@@ -26,7 +26,7 @@ type lbBackend struct {
 	State   uint8
 	Gen     uint32
 	Service uint32
-	Pad     uint32
+	Place   [2]uint16
 }
 
 type lbBackendState uint32
@@ -38,11 +38,15 @@ const (
 )
 
 type lbBackendStats struct {
-	_      structs.HostLayout
-	Opened uint64
-	Closed uint64
-	Failed uint64
-	Pad    uint64
+	_       structs.HostLayout
+	Opened  uint64
+	Closed  uint64
+	Failed  uint64
+	Latency struct {
+		_  structs.HostLayout
+		Us uint32
+		At uint32
+	}
 }
 
 type lbConn struct {
@@ -54,7 +58,7 @@ type lbConn struct {
 	State     uint32
 	Backend   uint32
 	Gen       uint32
-	Pad       uint32
+	Start     uint32
 	Last      uint64
 }
 
@@ -63,6 +67,8 @@ type lbConnFlags uint32
 const (
 	lbConnFlagsCONN_FORWARD lbConnFlags = 1
 	lbConnFlagsCONN_SNAT    lbConnFlags = 2
+	lbConnFlagsCONN_SIGNAL  lbConnFlags = 12
+	lbConnFlagsCONN_WATCH   lbConnFlags = 16
 )
 
 type lbConnState uint32
@@ -73,6 +79,14 @@ const (
 	lbConnStateCONN_FIN_BACKEND lbConnState = 4
 	lbConnStateCONN_CLOSED      lbConnState = 8
 	lbConnStateCONN_ACKED       lbConnState = 16
+)
+
+type lbCost uint32
+
+const (
+	lbCostCOST_NONE  lbCost = 0
+	lbCostCOST_CONNS lbCost = 1
+	lbCostCOST_TIME  lbCost = 2
 )
 
 type lbDevice struct {
@@ -122,6 +136,14 @@ type lbFrontendKey struct {
 	Pad   uint8
 }
 
+type lbHashKey uint32
+
+const (
+	lbHashKeyHASH_SOURCE      lbHashKey = 0
+	lbHashKeyHASH_SOURCE_PORT lbHashKey = 1
+	lbHashKeyHASH_TUPLE       lbHashKey = 2
+)
+
 type lbHook uint32
 
 const (
@@ -132,9 +154,13 @@ const (
 type lbKind uint32
 
 const (
-	lbKindKIND_NONE lbKind = 0
-	lbKindKIND_RAND lbKind = 1
-	lbKindKIND_SEQ  lbKind = 2
+	lbKindKIND_NONE  lbKind = 0
+	lbKindKIND_RAND  lbKind = 1
+	lbKindKIND_SEQ   lbKind = 2
+	lbKindKIND_HASH  lbKind = 3
+	lbKindKIND_TWO   lbKind = 4
+	lbKindKIND_LEAST lbKind = 5
+	lbKindKIND_FEW   lbKind = 6
 )
 
 type lbPrefix struct {
@@ -181,6 +207,22 @@ type lbServiceState struct {
 	Pad      [6]uint64
 }
 
+type lbSettings struct {
+	_        structs.HostLayout
+	HashSeed uint64
+	Node     uint64
+	Host     [2]lbAddr
+}
+
+type lbSignal uint32
+
+const (
+	lbSignalSIGNAL_NONE       lbSignal = 0
+	lbSignalSIGNAL_CONNECT    lbSignal = 1
+	lbSignalSIGNAL_FIRST_BYTE lbSignal = 2
+	lbSignalSIGNAL_LAST_BYTE  lbSignal = 3
+)
+
 type lbSlot struct {
 	_       structs.HostLayout
 	Backend uint32
@@ -199,12 +241,14 @@ type lbSockState struct {
 	Opened   uint64
 	FlowVip  lbAddr
 	FlowPort uint16
-	Pad      [3]uint16
+	Signal   uint8
+	Pad      [5]uint8
 }
 
 type lbSweep struct {
 	_       structs.HostLayout
 	Now     uint64
+	Recount uint64
 	Conns   uint64
 	Entries uint64
 	Expired uint64
@@ -269,8 +313,10 @@ const (
 	lbMapFrontends            = "frontends"
 	lbMapNodeAddrs            = "node_addrs"
 	lbMapPodRanges            = "pod_ranges"
+	lbMapRecounts             = "recounts"
 	lbMapServiceStates        = "service_states"
 	lbMapServices             = "services"
+	lbMapSettings             = "settings"
 	lbMapSlots                = "slots"
 	lbMapSockStates           = "sock_states"
 	lbMapUdpFlows             = "udp_flows"
@@ -278,6 +324,7 @@ const (
 	lbProgLbEgressL3          = "lb_egress_l3"
 	lbProgLbIngress           = "lb_ingress"
 	lbProgLbIngressL3         = "lb_ingress_l3"
+	lbProgLbRecount           = "lb_recount"
 	lbProgLbSweep             = "lb_sweep"
 	lbVarHostNetns            = "host_netns"
 	lbVarSnatPortMax          = "snat_port_max"
@@ -337,6 +384,7 @@ type lbProgramSpecs struct {
 	LbEgressL3  *ebpf.ProgramSpec `ebpf:"lb_egress_l3"`
 	LbIngress   *ebpf.ProgramSpec `ebpf:"lb_ingress"`
 	LbIngressL3 *ebpf.ProgramSpec `ebpf:"lb_ingress_l3"`
+	LbRecount   *ebpf.ProgramSpec `ebpf:"lb_recount"`
 	LbSweep     *ebpf.ProgramSpec `ebpf:"lb_sweep"`
 }
 
@@ -353,8 +401,10 @@ type lbMapSpecs struct {
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	NodeAddrs     *ebpf.MapSpec `ebpf:"node_addrs"`
 	PodRanges     *ebpf.MapSpec `ebpf:"pod_ranges"`
+	Recounts      *ebpf.MapSpec `ebpf:"recounts"`
 	ServiceStates *ebpf.MapSpec `ebpf:"service_states"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
+	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockStates    *ebpf.MapSpec `ebpf:"sock_states"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
@@ -405,8 +455,10 @@ type lbMaps struct {
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	PodRanges     *ebpf.Map `ebpf:"pod_ranges"`
+	Recounts      *ebpf.Map `ebpf:"recounts"`
 	ServiceStates *ebpf.Map `ebpf:"service_states"`
 	Services      *ebpf.Map `ebpf:"services"`
+	Settings      *ebpf.Map `ebpf:"settings"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockStates    *ebpf.Map `ebpf:"sock_states"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
@@ -423,8 +475,10 @@ func (m *lbMaps) Close() error {
 		m.Frontends,
 		m.NodeAddrs,
 		m.PodRanges,
+		m.Recounts,
 		m.ServiceStates,
 		m.Services,
+		m.Settings,
 		m.Slots,
 		m.SockStates,
 		m.UdpFlows,
@@ -455,6 +509,7 @@ type lbPrograms struct {
 	LbEgressL3  *ebpf.Program `ebpf:"lb_egress_l3"`
 	LbIngress   *ebpf.Program `ebpf:"lb_ingress"`
 	LbIngressL3 *ebpf.Program `ebpf:"lb_ingress_l3"`
+	LbRecount   *ebpf.Program `ebpf:"lb_recount"`
 	LbSweep     *ebpf.Program `ebpf:"lb_sweep"`
 }
 
@@ -464,6 +519,7 @@ func (p *lbPrograms) Close() error {
 		p.LbEgressL3,
 		p.LbIngress,
 		p.LbIngressL3,
+		p.LbRecount,
 		p.LbSweep,
 	)
 }

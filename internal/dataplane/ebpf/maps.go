@@ -20,7 +20,7 @@ import (
 
 // layoutVersion names the directory of the pins. It changes with the layout of
 // any map, so that two versions of lbproxy never share one by mistake.
-const layoutVersion = "v1"
+const layoutVersion = "v2"
 
 // nameLen is the size of a value of service_names: the longest name that
 // lb.ServiceName.String can make of Kubernetes names, rounded up.
@@ -34,7 +34,7 @@ type Sizes struct {
 	Services  uint32 // Service ports, each family by itself
 	Frontends uint32
 	Backends  uint32 // endpoints, once for each Service port they serve
-	Slots     uint32 // places in tables: about 2 for each backend
+	Slots     uint32 // places in tables: 8 and more for each pool, see docs/ARCHITECTURE.md
 	Conns     uint32 // table entries: 2 for a connection, 4 if masqueraded
 	Flows     uint32 // table entries: 2 for a flow of an unconnected UDP socket
 }
@@ -76,6 +76,7 @@ func (s Sizes) entries() map[string]uint32 {
 		lbMapFrontends:     s.Frontends,
 		lbMapBackends:      s.Backends,
 		lbMapBackendStats:  s.Backends,
+		lbMapRecounts:      s.Backends,
 		lbMapSlots:         s.Slots,
 		lbMapConns:         s.Conns,
 		lbMapUdpFlows:      s.Flows,
@@ -107,6 +108,8 @@ type maps struct {
 	slots    []lbSlot
 	backends []lbBackend
 	stats    []lbBackendStats
+	recounts []uint64
+	settings []lbSettings
 
 	grace  gracePeriod
 	mapped [][]byte
@@ -267,7 +270,13 @@ func (m *maps) mapAll(readOnly bool) (err error) {
 	if m.backends, err = mapArray[lbBackend](m, lbMapBackends, readOnly); err != nil {
 		return err
 	}
-	m.stats, err = mapArray[lbBackendStats](m, lbMapBackendStats, readOnly)
+	if m.stats, err = mapArray[lbBackendStats](m, lbMapBackendStats, readOnly); err != nil {
+		return err
+	}
+	if m.recounts, err = mapArray[uint64](m, lbMapRecounts, readOnly); err != nil {
+		return err
+	}
+	m.settings, err = mapArray[lbSettings](m, lbMapSettings, readOnly)
 	return err
 }
 
@@ -325,13 +334,19 @@ func (m *maps) addrPort(id uint32) netip.AddrPort {
 }
 
 // head returns the head of a Service's pool; without a region it is empty.
-func (m *maps) head(id uint32, sc lb.Scope) lbSlot {
-	return m.slots[uint32(m.services[id].Pool[sc])]
+func (m *maps) head(id uint32, sc lb.Scope) head {
+	base := uint32(atomic.LoadUint64(&m.services[id].Pool[sc]))
+	if base == 0 {
+		return head{}
+	}
+	return headOf(m.slots[base:])
 }
 
 // pool returns the backends of a Service's pool.
 func (m *maps) pool(id uint32, sc lb.Scope) []lbSlot {
 	word := atomic.LoadUint64(&m.services[id].Pool[sc])
-	base := uint32(word)
-	return m.slots[base+1:][:poolLen(word)]
+	if poolLen(word) == 0 {
+		return nil
+	}
+	return m.slots[uint32(word)+headSlots:][:poolLen(word)]
 }

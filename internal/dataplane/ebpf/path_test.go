@@ -371,6 +371,10 @@ func (r *rig) onNode(f func() error) {
 	}
 }
 
+// heldPause is how many times as long as its work a caller pauses, so that 16 of
+// them leave a processor to the agent, however slow the machine is.
+const heldPause = 15
+
 // held keeps pinging a connection and dialling until stop, and reports what
 // failed.
 func (r *rig) held(ctx context.Context, from, proto, to string) <-chan error {
@@ -378,9 +382,8 @@ func (r *rig) held(ctx context.Context, from, proto, to string) <-chan error {
 	c := r.open(from, proto, to)
 	go func() {
 		defer close(failed)
-		pace := time.NewTicker(5 * time.Millisecond)
-		defer pace.Stop()
-		for ; ctx.Err() == nil; <-pace.C {
+		for ctx.Err() == nil {
+			begin := time.Now()
 			if err := c.Ping(r.t.Context()); err != nil {
 				failed <- err
 				return
@@ -389,6 +392,10 @@ func (r *rig) held(ctx context.Context, from, proto, to string) <-chan error {
 			if res.Kind != lab.OK {
 				failed <- errors.New("dial: " + string(res.Kind) + " " + res.Err)
 				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(heldPause * time.Since(begin)):
 			}
 		}
 	}()

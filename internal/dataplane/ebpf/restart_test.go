@@ -225,7 +225,7 @@ func TestFull(t *testing.T) {
 		{lbMapServices, Sizes{Services: 3}},
 		{lbMapFrontends, Sizes{Frontends: 2}},
 		{lbMapBackends, Sizes{Backends: 4}},
-		{lbMapSlots, Sizes{Slots: 1 + 2 + 4}},
+		{lbMapSlots, Sizes{Slots: 1 + 8 + 8}},
 	} {
 		t.Run(tc.table, func(t *testing.T) {
 			r := newRig(t, func(o *Options) { o.Sizes = tc.sizes })
@@ -280,4 +280,35 @@ func (r *rig) answers(to string, want lab.Kind) {
 	if res.Kind != want {
 		r.t.Errorf("dial %s: %s %s, want %s", to, res.Kind, res.Err, want)
 	}
+}
+
+// TestOldLayoutIsReplaced starts beside the pins of another layout: what it served
+// goes on until everything is known, then it is gone.
+func TestOldLayoutIsReplaced(t *testing.T) {
+	r := newRig(t, nil)
+	r.serveVIPs(lb.TCP, "backend1")
+	r.stop()
+	old := filepath.Join(filepath.Dir(pinDir(r.opts.BPFFS)), "v0")
+	if err := os.Rename(pinDir(r.opts.BPFFS), old); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	to := netip.MustParseAddrPort(vips[lb.IPv4])
+	dial := func(what, want string) {
+		t.Helper()
+		for _, from := range []string{"client1", "client2"} {
+			if got, _ := r.dial(from, lab.Request{Proto: lab.TCP, To: to}, 2); got[want] != 2 {
+				t.Errorf("%s, from %s: %v, want 2 answers of %s", what, from, got, want)
+			}
+		}
+	}
+	dial("before the first sync", "backend1")
+	d := dataplane.Delta{Full: true, Put: []*dataplane.Service{
+		r.svc("web", lb.IPv4, lb.TCP, "round-robin", r.pods(lb.IPv4, "backend2"),
+			frontend(lb.LoadBalancer, lb.TCP, vips[lb.IPv4], lb.MasqueradeAlways))}}
+	r.sync(d)
+	if _, err := os.Stat(old); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the old layout: %v, want it removed", err)
+	}
+	dial("after it", "backend2")
 }

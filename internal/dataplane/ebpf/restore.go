@@ -75,8 +75,8 @@ func (d *Dataplane) restoreFrontends(byID map[uint32]*service) error {
 	return nil
 }
 
-// restoreRegions finds the regions that pools use. The order of a pool's table
-// says how long it is.
+// restoreRegions finds the regions that pools use. Their heads say how
+// long they are.
 func (d *Dataplane) restoreRegions() {
 	var used []region
 	for _, svc := range d.services {
@@ -86,8 +86,7 @@ func (d *Dataplane) restoreRegions() {
 			if base == 0 {
 				continue
 			}
-			n := 1 + poolLen(word) + (d.maps.slots[base].Backend+3)/4
-			size, _ := ceilPow2(n)
+			size, _ := ceilPow2(headOf(d.maps.slots[base:]).layout(poolLen(word)).end)
 			svc.pools[sc] = region{base, size}
 			used = append(used, svc.pools[sc])
 		}
@@ -105,6 +104,11 @@ func (d *Dataplane) restoreBackends(byID map[uint32]*service) {
 			members[id] = true
 		}
 	}
+	for _, svc := range d.services { // a kill may have come between a commit and this
+		for sc := range lb.Scope(scopes) {
+			d.replace(svc, sc)
+		}
+	}
 	var used []uint32
 	lost := &service{} // takes those whose Service is gone
 	for i := range d.maps.backends {
@@ -116,6 +120,7 @@ func (d *Dataplane) restoreBackends(byID map[uint32]*service) {
 			continue
 		case byID[be.Service] != nil:
 			d.leave(byID[be.Service], id)
+			d.unplace(byID[be.Service], id)
 		default:
 			be.Service = 0
 			d.leave(lost, id)
@@ -136,4 +141,15 @@ func (d *Dataplane) serviceNames() []lb.ServiceName {
 	}
 	slices.SortFunc(names, lb.ServiceName.Compare)
 	return names
+}
+
+// replace tells the backends of a pool where they are, as a commit does.
+func (d *Dataplane) replace(svc *service, sc lb.Scope) {
+	bounds := d.maps.head(svc.id, sc).has(howBounds)
+	for i, s := range d.ids(svc, sc) {
+		if bounds {
+			d.setPlace(s.Backend, sc, uint16(i))
+		}
+		d.unplace(svc, s.Backend)
+	}
 }

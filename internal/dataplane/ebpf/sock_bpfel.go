@@ -25,8 +25,10 @@ const (
 	sockMapFrontends       = "frontends"
 	sockMapNodeAddrs       = "node_addrs"
 	sockMapPodRanges       = "pod_ranges"
+	sockMapRecounts        = "recounts"
 	sockMapServiceStates   = "service_states"
 	sockMapServices        = "services"
+	sockMapSettings        = "settings"
 	sockMapSlots           = "slots"
 	sockMapSockStates      = "sock_states"
 	sockMapUdpFlows        = "udp_flows"
@@ -110,8 +112,10 @@ type sockMapSpecs struct {
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	NodeAddrs     *ebpf.MapSpec `ebpf:"node_addrs"`
 	PodRanges     *ebpf.MapSpec `ebpf:"pod_ranges"`
+	Recounts      *ebpf.MapSpec `ebpf:"recounts"`
 	ServiceStates *ebpf.MapSpec `ebpf:"service_states"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
+	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockStates    *ebpf.MapSpec `ebpf:"sock_states"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
@@ -153,8 +157,10 @@ type sockMaps struct {
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	PodRanges     *ebpf.Map `ebpf:"pod_ranges"`
+	Recounts      *ebpf.Map `ebpf:"recounts"`
 	ServiceStates *ebpf.Map `ebpf:"service_states"`
 	Services      *ebpf.Map `ebpf:"services"`
+	Settings      *ebpf.Map `ebpf:"settings"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockStates    *ebpf.Map `ebpf:"sock_states"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
@@ -171,8 +177,10 @@ func (m *sockMaps) Close() error {
 		m.Frontends,
 		m.NodeAddrs,
 		m.PodRanges,
+		m.Recounts,
 		m.ServiceStates,
 		m.Services,
+		m.Settings,
 		m.Slots,
 		m.SockStates,
 		m.UdpFlows,

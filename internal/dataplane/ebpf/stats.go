@@ -5,6 +5,7 @@ package ebpf
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
@@ -37,6 +38,8 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 		Backends: make([]dataplane.BackendStats, 0, d.backendIDs.used()),
 		Drops:    drops,
 		Maps:     d.usage(),
+
+		Corrections: d.recounted.corrections,
 	}
 	for _, name := range d.serviceNames() {
 		svc := d.services[name]
@@ -63,7 +66,9 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 func (d *Dataplane) backendStats(name lb.ServiceName, id uint32) dataplane.BackendStats {
 	st := &d.maps.stats[id]
 	closed := atomic.LoadUint64(&st.Closed) // before opened: live is never negative
+	latency, _ := d.maps.latencyAt(id)
 	return dataplane.BackendStats{
+		Latency: time.Duration(latency) * time.Microsecond,
 		Service: name,
 		Backend: d.maps.addrPort(id),
 		Opened:  atomic.LoadUint64(&st.Opened),

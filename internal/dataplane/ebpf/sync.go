@@ -55,6 +55,10 @@ func (d *Dataplane) Sync(ctx context.Context, delta dataplane.Delta) error {
 			failed.Fail(name, err)
 		}
 	}
+	if delta.Full && !d.complete {
+		d.complete = true
+		failed.Other = errors.Join(failed.Other, d.removeOldLayouts())
+	}
 	d.wakeJanitor()
 	return errors.Join(failed.OrNil(), ctx.Err())
 }
@@ -133,7 +137,7 @@ func (d *Dataplane) newService(name lb.ServiceName) (*service, error) {
 func (d *Dataplane) plan(svc *service, want *dataplane.Service) (*change, error) {
 	c := &change{svc: svc}
 	for sc := range c.pools {
-		if err := d.planPool(c, lb.Scope(sc), want.Pool(lb.Scope(sc))); err != nil {
+		if err := d.planPool(c, lb.Scope(sc), want); err != nil {
 			d.abandon(c)
 			return nil, err
 		}
@@ -141,8 +145,8 @@ func (d *Dataplane) plan(svc *service, want *dataplane.Service) (*change, error)
 	return c, nil
 }
 
-func (d *Dataplane) planPool(c *change, sc lb.Scope, want *dataplane.Pool) (err error) {
-	p := &c.pools[sc]
+func (d *Dataplane) planPool(c *change, sc lb.Scope, svc *dataplane.Service) (err error) {
+	p, want := &c.pools[sc], svc.Pool(sc)
 	word := d.maps.services[c.svc.id].Pool[sc]
 	var backends []lb.Backend
 	if want.Table.N > 0 { // otherwise nobody takes new connections
@@ -155,10 +159,9 @@ func (d *Dataplane) planPool(c *change, sc lb.Scope, want *dataplane.Pool) (err 
 	if p.ids, err = d.resolve(c, sc, backends); err != nil {
 		return err
 	}
-	p.content = render(want, p.ids)
-	old := d.content(c.svc, sc)
-	if poolLen(word) == uint32(len(p.ids)) && len(old) >= len(p.content) &&
-		slices.Equal(old[:len(p.content)], p.content) {
+	p.content = render(svc.Balance, want, p.ids)
+	n, old := uint32(len(p.ids)), d.content(c.svc, sc)
+	if poolLen(word) == n && sameContent(old, p.content, n) {
 		p.same = true
 		return nil
 	}
@@ -252,47 +255,10 @@ func (d *Dataplane) otherID(c *change, sc lb.Scope, b lb.Backend) (uint32, error
 		State:   uint8(lbBackendStateBACKEND_FREE),
 		Gen:     be.Gen + 1,
 		Service: c.svc.id,
+		Place:   [scopes]uint16{noPlace, noPlace},
 	}
 	return id[0], nil
 }
-
-// render writes a pool as the kernel reads it: a head, the backends, the order.
-func render(p *dataplane.Pool, ids []uint32) []lbSlot {
-	t := p.Table
-	how := uint32(t.Kind) | uint32(p.Empty)<<howVerdictShift
-	if t.Alias != nil {
-		how |= howAlias
-	}
-	content := make([]lbSlot, 1, 1+len(ids)+(len(t.Order)+3)/4)
-	content[0] = lbSlot{Backend: uint32(len(t.Order)), Alias: how}
-	for i, id := range ids {
-		s := lbSlot{Backend: id}
-		if t.Alias != nil {
-			s.Alias = t.Alias[i]
-		}
-		content = append(content, s)
-	}
-	for chunk := range slices.Chunk(t.Order, 4) {
-		var w uint64
-		for i, index := range chunk {
-			w |= uint64(index) << (16 * i)
-		}
-		content = append(content, lbSlot{Backend: uint32(w), Alias: uint32(w >> 32)})
-	}
-	return content
-}
-
-// The upper bits of a head: HOW_* in bpf/lib/types.h.
-const (
-	howKind         = 0xff
-	howVerdictShift = 8
-	howAlias        = 1 << 16
-)
-
-// poolWord is a pool as the kernel stores it: n backends at base.
-func poolWord(base, n uint32) uint64 { return uint64(n)<<32 | uint64(base) }
-
-func poolLen(word uint64) uint32 { return uint32(word >> 32) }
 
 // commitPools writes backends, then tables, then the words that lead to them.
 // Backends that are in no pool any more start to leave.
@@ -304,13 +270,18 @@ func (d *Dataplane) commitPools(c *change) {
 	for _, id := range c.fresh {
 		d.maps.stats[id] = lbBackendStats{}
 	}
+	d.seedLatency(c, before)
 	for sc := range c.pools {
 		p := &c.pools[sc]
 		if p.same {
 			continue
 		}
 		d.maps.wrote()
-		copy(d.maps.slots[p.region.base:], p.content)
+		if len(p.content) > 0 {
+			p.content[headMore].Backend = d.resumeTurns(c.svc, lb.Scope(sc), p)
+			copy(d.maps.slots[p.region.base:], p.content)
+			d.place(lb.Scope(sc), p)
+		}
 		old := c.svc.pools[sc]
 		c.svc.pools[sc] = p.region
 		d.maps.storePool(c.svc.id, lb.Scope(sc), poolWord(p.region.base, uint32(len(p.ids))))
@@ -323,6 +294,9 @@ func (d *Dataplane) commitPools(c *change) {
 		if !after[id] {
 			d.leave(c.svc, id)
 		}
+	}
+	for id := range before {
+		d.unplace(c.svc, id)
 	}
 }
 
@@ -446,6 +420,7 @@ func (d *Dataplane) forget(name lb.ServiceName, svc *service) error {
 	}
 	for id := range members {
 		d.leave(svc, id)
+		d.unplace(svc, id)
 	}
 	if err := d.maps.remove(d.maps.names(), svc.id); err != nil {
 		return fmt.Errorf("remove name: %w", err)

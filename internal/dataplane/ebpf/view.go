@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -116,24 +117,22 @@ func (v *View) Services() ([]dataplane.ServiceView, error) {
 func (v *View) service(id uint32) dataplane.ServiceView {
 	return dataplane.ServiceView{
 		Name:      v.names[id].String(),
+		Algorithm: v.maps.head(id, lb.ScopeCluster).name,
 		Kind:      v.kind(id),
 		Frontends: v.frontendViews(id),
-		Backends:  v.backendViews(id),
+		Backends:  v.backendViews(id, lb.ScopeCluster),
 		Rejected:  atomic.LoadUint64(&v.maps.states[id].Rejected),
 	}
 }
 
-// kind says how the Service's cluster pool is read.
-func (v *View) kind(id uint32) string {
-	switch lbKind(v.maps.head(id, lb.ScopeCluster).Alias & howKind) {
-	case lbKindKIND_RAND:
-		return "random"
-	case lbKindKIND_SEQ:
-		return "sequence"
-	case lbKindKIND_NONE:
-	}
-	return "none"
+// kindNames are the kinds in words.
+var kindNames = map[algo.Kind]string{
+	algo.None: "none", algo.Rand: "random", algo.Seq: "sequence", algo.Hash: "hash",
+	algo.Two: "two", algo.Least: "least", algo.Few: "few",
 }
+
+// kind says how the Service's cluster pool is read.
+func (v *View) kind(id uint32) string { return kindNames[v.maps.head(id, lb.ScopeCluster).kind()] }
 
 func (v *View) frontendViews(id uint32) []dataplane.FrontendView {
 	var views []dataplane.FrontendView
@@ -170,16 +169,30 @@ func flagNames(flags uint8) (names []string) {
 	return names
 }
 
-// backendViews returns a Service's backends, sorted by address.
-func (v *View) backendViews(id uint32) []dataplane.BackendView {
+// backendViews returns a Service's backends, sorted by address. What is expected of
+// them is that of the pool sc.
+func (v *View) backendViews(id uint32, sc lb.Scope) []dataplane.BackendView {
 	cluster, local := v.maps.pool(id, lb.ScopeCluster), v.maps.pool(id, lb.ScopeLocal)
 	views := make([]dataplane.BackendView, 0, len(v.members[id]))
 	var total uint64
 	ids := slices.Clone(v.members[id])
 	slices.SortFunc(ids, func(a, b uint32) int { return v.maps.addrPort(a).Compare(v.maps.addrPort(b)) })
+	place := map[uint32]int{}
+	for i, s := range v.maps.pool(id, sc) {
+		place[s.Backend] = i
+	}
+	_, table := v.maps.table(id, sc)
+	shares := sharesOf(table)
 	for _, b := range ids {
 		view := v.backend(b)
 		view.Pools = poolNames(contains(cluster, b), contains(local, b))
+		if i, ok := place[b]; ok && i < len(shares) {
+			view.Expected = shares[i]
+			view.Starting = table.Factors != nil && table.Factors[i] >= factorStart
+			if table.Cost != algo.NoCost {
+				view.Cost = v.maps.costOf(table, i, b)
+			}
+		}
 		total += view.Opened
 		views = append(views, view)
 	}
@@ -200,6 +213,8 @@ func (v *View) backend(id uint32) dataplane.BackendView {
 		Opened:  atomic.LoadUint64(&st.Opened),
 		Closed:  closed,
 		Failed:  atomic.LoadUint64(&st.Failed),
+
+		LatencyMicros: v.maps.latencyOf(id),
 	}
 	view.Live = view.Opened - closed
 	if v.maps.backends[id].State == uint8(lbBackendStateBACKEND_LEAVING) {

@@ -101,10 +101,10 @@ func (d *Dataplane) fill(
 	svc *dataplane.Service, sc lb.Scope, old *dataplane.Service, had *region,
 ) (*region, error) {
 	pool := svc.Pool(sc)
-	if old != nil && samePool(old.Pool(sc), pool) {
+	if old != nil && old.Balance == svc.Balance && samePool(old.Pool(sc), pool) {
 		return had, nil
 	}
-	r := &region{empty: pool.Empty}
+	r := &region{empty: pool.Empty, balance: svc.Balance}
 	for _, be := range pool.Backends {
 		w := Write{svc.Name, WriteBackend, be.Addr.String()}
 		if err := d.write(w, func() { r.backends = append(r.backends, be) }); err != nil {
@@ -115,6 +115,7 @@ func (d *Dataplane) fill(
 	err := d.write(w, func() {
 		r.table = pool.Table
 		r.table.Alias, r.table.Order = slices.Clone(pool.Table.Alias), slices.Clone(pool.Table.Order)
+		r.table.Factors, r.table.Starters = slices.Clone(pool.Table.Factors), slices.Clone(pool.Table.Starters)
 	})
 	if err != nil {
 		return nil, err
@@ -204,5 +205,7 @@ func samePool(a, b *dataplane.Pool) bool {
 }
 
 func sameTable(a, b algo.Table) bool {
-	return a.Kind == b.Kind && a.N == b.N && slices.Equal(a.Alias, b.Alias) && slices.Equal(a.Order, b.Order)
+	return a.Kind == b.Kind && a.Cost == b.Cost && a.N == b.N &&
+		slices.Equal(a.Alias, b.Alias) && slices.Equal(a.Order, b.Order) &&
+		slices.Equal(a.Factors, b.Factors) && slices.Equal(a.Starters, b.Starters)
 }

@@ -61,6 +61,7 @@ type Dataplane struct {
 	records   map[lb.FrontendKey]record
 	seq       map[counter]uint32
 	opened    map[connections]uint64
+	live      map[connections]uint64
 	drops     map[string]uint64
 }
 
@@ -69,6 +70,7 @@ type Dataplane struct {
 type region struct {
 	backends []lb.Backend
 	table    algo.Table
+	balance  lb.Balance
 	empty    lb.Verdict
 }
 
@@ -101,6 +103,7 @@ func New(o Options) *Dataplane {
 		records:   map[lb.FrontendKey]record{},
 		seq:       map[counter]uint32{},
 		opened:    map[connections]uint64{},
+		live:      map[connections]uint64{},
 		drops:     map[string]uint64{},
 	}
 }

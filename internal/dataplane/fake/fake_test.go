@@ -70,8 +70,9 @@ func (h *harness) Dataplane(*testing.T) dataplane.Dataplane {
 	return h.dp
 }
 
-func (h *harness) Try(t *testing.T, f dptest.Flow) dptest.Outcome {
-	out := dptest.Outcome{Backends: map[netip.AddrPort]int{}, Peer: f.To}
+// flow returns f as the fake has it.
+func (h *harness) flow(t *testing.T, f dptest.Flow) fake.Flow {
+	t.Helper()
 	flow := fake.Flow{To: f.To, Proto: f.Proto, Socket: f.From == dptest.PodHooked || f.From == dptest.Node}
 	for _, a := range h.addrs.Sources[f.From] {
 		if lb.FamilyOf(a) == lb.FamilyOf(f.To.Addr()) {
@@ -81,6 +82,20 @@ func (h *harness) Try(t *testing.T, f dptest.Flow) dptest.Outcome {
 	if !flow.Source.IsValid() {
 		t.Fatalf("%s: no source address", f)
 	}
+	return flow
+}
+
+func (h *harness) Open(t *testing.T, f dptest.Flow) dptest.Held {
+	v, end := h.dp.Open(h.flow(t, f))
+	if v.Action != fake.Forward {
+		t.Fatalf("%s: %s", f, v.Action)
+	}
+	return dptest.Held{Backend: v.Backend, Check: func() error { return nil }, Close: end}
+}
+
+func (h *harness) Try(t *testing.T, f dptest.Flow) dptest.Outcome {
+	out := dptest.Outcome{Backends: map[netip.AddrPort]int{}, Peer: f.To}
+	flow := h.flow(t, f)
 	for range f.N {
 		v := h.dp.Dial(flow)
 		verdict := verdictOf(flow, v)

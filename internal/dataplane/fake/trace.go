@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
@@ -64,6 +65,14 @@ func (d *Dataplane) Trace(f Flow) Verdict {
 
 // Dial opens a connection, picks its backend, and closes it again.
 func (d *Dataplane) Dial(f Flow) Verdict {
+	v, end := d.Open(f)
+	end()
+	return v
+}
+
+// Open opens a connection and picks its backend. It lasts until end is called,
+// which may be called again.
+func (d *Dataplane) Open(f Flow) (v Verdict, end func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	v, r, sc := d.lookup(f)
@@ -71,18 +80,56 @@ func (d *Dataplane) Dial(f Flow) Verdict {
 	case Refuse, Discard:
 		d.drops[string(v.Action)]++
 	case Forward:
-		c := counter{v.Service, sc}
-		in := algo.Input{Rand: [2]uint32{d.opts.Rand(), d.opts.Rand()}, Seq: d.seq[c]}
-		d.seq[c]++
-		v.Backend = r.backends[algo.Pick(r.table, in)].Addr
-		d.opened[connections{v.Service, v.Backend}]++
+		be := d.pick(f, v.Service, r, sc)
+		v.Backend = be.backend
+		d.opened[be]++
+		d.live[be]++
 		v.Masquerade = v.Masquerade || !f.Socket && f.Source == v.Backend.Addr()
 		v.Source = f.Source
 		if v.Masquerade {
 			v.Source = d.nodeAddr(lb.FamilyOf(f.Source))
 		}
+		return v, sync.OnceFunc(func() { d.end(be) })
 	}
-	return v
+	return v, func() {}
+}
+
+// pick chooses a backend. d.mu is held.
+func (d *Dataplane) pick(f Flow, svc lb.ServiceName, r *region, sc lb.Scope) connections {
+	c := counter{svc, sc}
+	in := algo.Input{
+		Rand: [5]uint32{d.opts.Rand(), d.opts.Rand(), d.opts.Rand(), d.opts.Rand(), d.opts.Rand()},
+		Seq:  d.seq[c],
+		Hash: hashOf(r.balance, f),
+		Load: func(i int) algo.Load {
+			return algo.Load{Active: uint32(d.live[connections{svc, r.backends[i].Addr}])}
+		},
+	}
+	d.seq[c]++
+	return connections{svc, r.backends[algo.Pick(r.table, in)].Addr}
+}
+
+// end counts the end of a connection.
+func (d *Dataplane) end(c connections) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.live[c]--; d.live[c] == 0 {
+		delete(d.live, c)
+	}
+}
+
+// hashOf returns the hash of what b says should lead to one backend, under seed 0.
+// Source ports of a fake are 0.
+func hashOf(b lb.Balance, f Flow) uint32 {
+	src := algo.HashPrefix(f.Source, b.Prefix4, b.Prefix6)
+	switch b.HashKey {
+	case lb.HashSourcePort:
+		return algo.HashSourcePort(0, src, 0)
+	case lb.HashTuple:
+		return algo.HashTuple(0, src, 0, f.To, uint8(f.Proto))
+	case lb.HashSource:
+	}
+	return algo.HashSource(0, src)
 }
 
 // lookup finds the record for f and what it says. d.mu is held.
@@ -137,14 +184,14 @@ func (d *Dataplane) nodeAddr(fam lb.Family) netip.Addr {
 	return netip.Addr{}
 }
 
-// Stats implements dataplane.StatsReader. Connections of a fake end at once.
+// Stats implements dataplane.StatsReader.
 func (d *Dataplane) Stats() (dataplane.Stats, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := dataplane.Stats{Drops: map[string]uint64{}}
 	for c, n := range d.opened {
 		s.Backends = append(s.Backends, dataplane.BackendStats{
-			Service: c.service, Backend: c.backend, Opened: n, Closed: n,
+			Service: c.service, Backend: c.backend, Opened: n, Closed: n - d.live[c],
 		})
 	}
 	slices.SortFunc(s.Backends, func(a, b dataplane.BackendStats) int {

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package algo
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// maglev is the published algorithm, to compare with: members take turns, and in
+// each turn a member goes on to its next free place.
+func maglev(ms []Member, size uint32) []uint16 {
+	table := make([]uint16, size)
+	for i := range table {
+		table[i] = free
+	}
+	cs := claimants(ms)
+	for i := range cs {
+		cs[i].place, cs[i].stride = uint32(cs[i].id%uint64(size)), uint32(mix(cs[i].id)%uint64(size-1))+1
+	}
+	for left := size; ; {
+		for i := range cs {
+			c := &cs[i]
+			for table[c.place] != free {
+				c.place = (c.place + c.stride) % size
+			}
+			table[c.place] = c.index
+			if left--; left == 0 {
+				return table
+			}
+		}
+	}
+}
+
+// numbered returns n members of weight 100 whose IDs depend on seed.
+func numbered(n int, seed uint64) []Member {
+	ms := make([]Member, n)
+	for i := range ms {
+		ms[i] = Member{ID: mix(seed<<20 + uint64(i) + 1), Weight: 100}
+	}
+	return ms
+}
+
+// excess returns how many places moved between members that are in both lists,
+// when member gone leaves or comes.
+func excess(build func([]Member, uint32) []uint16, ms []Member, gone int, size uint32, all []uint16) int {
+	less, moved := build(slices.Delete(slices.Clone(ms), gone, gone+1), size), 0
+	for p, owner := range all {
+		now := int(less[p])
+		if now >= gone {
+			now++
+		}
+		if int(owner) != gone && now != int(owner) {
+			moved++
+		}
+	}
+	return moved
+}
+
+// TestHashChurn compares places that move although neither their old nor their
+// new owner came or left. Adding is removing read backwards.
+func TestHashChurn(t *testing.T) {
+	for _, tc := range []struct {
+		n, seeds, removals int
+		size               uint32
+		limit              float64 // of all places
+	}{
+		{10, 100, 10, 1021, 0.012},
+		{160, 4, 8, 16381, 0.0085},
+		{40, 10, 10, 16381, 0.012},
+	} {
+		var ours, theirs, most float64
+		for seed := range tc.seeds {
+			ms := numbered(tc.n, uint64(seed))
+			if got := tableSize(len(ms)); got != tc.size {
+				t.Fatalf("%d members have %d places, want %d", tc.n, got, tc.size)
+			}
+			our, their := owners(ms, tc.size), maglev(ms, tc.size)
+			for r := range tc.removals {
+				gone := r * tc.n / tc.removals
+				one := float64(excess(owners, ms, gone, tc.size, our)) / float64(tc.size)
+				ours, most = ours+one, max(most, one)
+				theirs += float64(excess(maglev, ms, gone, tc.size, their)) / float64(tc.size)
+			}
+		}
+		runs := float64(tc.seeds * tc.removals)
+		ours, theirs = ours/runs, theirs/runs
+		t.Logf("%d in %d: excess churn %.3f %% (most %.3f %%), Maglev %.3f %%", tc.n, tc.size, 100*ours, 100*most, 100*theirs)
+		if ours > tc.limit {
+			t.Errorf("%d in %d: excess churn %.4f, want at most %.4f", tc.n, tc.size, ours, tc.limit)
+		}
+		if ours > theirs/2 {
+			t.Errorf("%d in %d: excess churn %.4f, want at most half of Maglev's %.4f", tc.n, tc.size, ours, theirs)
+		}
+	}
+}
+
+// TestHashChurnOfWeights: with unequal weights the churn is of the same size.
+func TestHashChurnOfWeights(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	var sum float64
+	const runs = 40
+	for seed := range uint64(runs) {
+		ms := numbered(20, seed)
+		for i := range ms {
+			ms[i].Weight = uint16(1 + rng.IntN(100))
+		}
+		size := tableSize(len(ms))
+		sum += float64(excess(owners, ms, int(seed%20), size, owners(ms, size))) / float64(size)
+	}
+	t.Logf("excess churn %.3f %%", 100*sum/runs)
+	if sum/runs > 0.015 {
+		t.Errorf("excess churn %.4f, want at most 0.015", sum/runs)
+	}
+}
+
+func TestHashSharesOfEqualMembers(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 5, 9, 10, 20, 37, 40, 81, 160, 163, 411, 1310} {
+		for seed := range uint64(2) {
+			got := make([]int, n)
+			size := tableSize(n)
+			for _, owner := range owners(numbered(n, seed), size) {
+				got[owner]++
+			}
+			mean := float64(size) / float64(n)
+			if high := float64(slices.Max(got)); high > 1.01*mean {
+				t.Errorf("%d members, seed %d: one has %.0f of %d places, want at most 1.01 of %.2f", n, seed, high, size, mean)
+			}
+			if low := float64(slices.Min(got)); low < 0.95*mean-1 {
+				t.Errorf("%d members, seed %d: one has %.0f of %d places, want at least 0.95 of %.2f", n, seed, low, size, mean)
+			}
+		}
+	}
+}
+
+func TestHashSharesOfWeights(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, n := range []int{2, 5, 10, 160, 1000, 10000} {
+		ms, total := numbered(n, 7), uint64(0)
+		for i := range ms {
+			ms[i].Weight = uint16(rng.Uint32() >> (16 + rng.IntN(16)))
+			total += uint64(ms[i].Weight)
+		}
+		order := mustBuild(t, "hash", ms).Order
+		got := make([]int, n)
+		for _, owner := range order {
+			got[owner]++
+		}
+		for i, m := range ms {
+			share := float64(m.Weight) * float64(len(order)) / float64(total)
+			low, high := 0.95*share-1, 1.01*share+1
+			if share < 100 {
+				low = share/2 - 1
+			}
+			if g := float64(got[i]); g < low || g > high || (got[i] == 0) != (m.Weight == 0) {
+				t.Errorf("%d members: one of weight %d of %d has %d of %d places, want %.1f to %.1f", n, m.Weight, total, got[i], len(order), low, high)
+			}
+		}
+	}
+}
+
+func TestHashDependsOnNothingElse(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for _, n := range []int{1, 2, 9, 100, 700} {
+		ms := numbered(n, 1)
+		for i := range ms {
+			ms[i].Weight = uint16(rng.IntN(4))
+		}
+		ms[0].Weight = 1
+		before := owners(ms, tableSize(n))
+		order := rng.Perm(n)
+		shuffled := make([]Member, n)
+		for to, from := range order {
+			shuffled[to] = ms[from]
+		}
+		for p, owner := range owners(shuffled, tableSize(n)) {
+			if got := order[owner]; got != int(before[p]) {
+				t.Fatalf("%d members in another order: place %d is %d's, want %d's", n, p, got, before[p])
+			}
+		}
+		ms[0].Ramp = 1
+		if table := mustBuild(t, "ip-hash", ms); !slices.Equal(table.Order, before) {
+			t.Errorf("%d members: slow start changes the table", n)
+		}
+	}
+}
+
+// TestHashHealthFlap: who comes back finds its places, and so does everybody else.
+func TestHashHealthFlap(t *testing.T) {
+	ms := numbered(10, 5)
+	before := mustBuild(t, "hash", ms)
+	without := mustBuild(t, "hash", slices.Delete(slices.Clone(ms), 3, 4))
+	after := mustBuild(t, "hash", ms)
+	if slices.Equal(before.Order, without.Order) {
+		t.Error("the table without a member is the same")
+	}
+	if !slices.Equal(before.Order, after.Order) {
+		t.Error("the table after the member's return is another one")
+	}
+}
+
+// TestHashWeightZeroKeepsTheSize: to drain a member by its weight does not change
+// the number of places, which would move nearly all of them.
+func TestHashWeightZeroKeepsTheSize(t *testing.T) {
+	ms := numbered(11, 5)
+	before := mustBuild(t, "hash", ms)
+	ms[4].Weight = 0
+	after := mustBuild(t, "hash", ms)
+	moved := 0
+	for p := range before.Order {
+		if before.Order[p] != 4 && before.Order[p] != after.Order[p] {
+			moved++
+		}
+	}
+	if limit := len(before.Order) / 20; moved > limit {
+		t.Errorf("%d of %d places moved beside those of the drained member, want at most %d", moved, len(before.Order), limit)
+	}
+}
+
+func BenchmarkHashBuild(b *testing.B) {
+	for _, n := range []int{10, 160, 1000, 10000, MaxMembers} {
+		for _, shape := range []string{"equal", "heavy", "random"} {
+			b.Run(fmt.Sprintf("%d/%s", n, shape), func(b *testing.B) {
+				ms := numbered(n, 1)
+				for i := range ms {
+					ms[i].Weight = 1
+					if shape == "random" {
+						ms[i].Weight = uint16(mix(uint64(i)))
+					}
+				}
+				if shape == "heavy" {
+					ms[n/2].Weight = 65535
+				}
+				for b.Loop() {
+					mustBuild(b, "hash", ms)
+				}
+			})
+		}
+	}
+}

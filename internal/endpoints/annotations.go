@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoints
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// annotationPrefix begins the name of every annotation and label of ours.
+const annotationPrefix = "lbproxy.io/"
+
+// What a Service may say about its balancing. docs/ANNOTATIONS.md is the table
+// for users.
+const (
+	annotationAlgorithm = annotationPrefix + "algorithm"
+	annotationHashKey   = annotationPrefix + "hash-key"
+	annotationPrefixLen = annotationPrefix + "ip-hash-prefix"
+	annotationSignal    = annotationPrefix + "least-time"
+	annotationSlowStart = annotationPrefix + "slow-start"
+)
+
+// keyWeight is a label of Pods, and an annotation of EndpointSlices and Nodes.
+const keyWeight = annotationPrefix + "weight"
+
+// defaultSignal is what least-time measures where nobody says it: the time to the
+// first byte is that of the work, where a connection is established by the kernel
+// however busy the process is, and a whole connection lasts as its client wants.
+const defaultSignal = lb.SignalFirstByte
+
+// asked is a set of annotations, by their index in serviceAnnotations.
+type asked uint8
+
+func (a asked) has(i int) bool { return a>>i&1 != 0 }
+
+// serviceAnnotation is one annotation of Services. An empty value is as none.
+type serviceAnnotation struct {
+	key    string
+	reason string // of the Problem when a value is invalid
+	// parse puts a value into b, unless it returns an error.
+	parse func(b *lb.Balance, value string, o *Options) error
+	// keep takes over from b what the annotation said.
+	keep func(b, from *lb.Balance)
+	// matters tells whether it has an effect with an algorithm; nil: with all.
+	matters func(algorithm string) bool
+}
+
+// serviceAnnotations are all of them, the algorithm first.
+var serviceAnnotations = []serviceAnnotation{
+	{
+		annotationAlgorithm, ReasonInvalidAlgorithm, parseAlgorithm,
+		func(b, from *lb.Balance) { b.Algorithm = from.Algorithm }, nil,
+	},
+	{
+		annotationHashKey, ReasonInvalidAnnotation, parseHashKey,
+		func(b, from *lb.Balance) { b.HashKey = from.HashKey },
+		func(a string) bool { return a == "hash" },
+	},
+	{
+		annotationPrefixLen, ReasonInvalidAnnotation, parsePrefixLen,
+		func(b, from *lb.Balance) { b.Prefix4, b.Prefix6 = from.Prefix4, from.Prefix6 },
+		func(a string) bool { return a == "ip-hash" },
+	},
+	{
+		annotationSignal, ReasonInvalidAnnotation, parseSignal,
+		func(b, from *lb.Balance) { b.Signal = from.Signal },
+		func(a string) bool { return a == "least-time" },
+	},
+	{
+		annotationSlowStart, ReasonInvalidAnnotation, parseSlowStart,
+		func(b, from *lb.Balance) { b.SlowStart = from.SlowStart },
+		func(a string) bool { return a != "hash" && a != "ip-hash" },
+	},
+}
+
+func annotationField(key string) string { return "metadata.annotations[" + key + "]" }
+
+// parseBalance reads what the annotations of a Service say. What is not said is
+// the default. given are those that say something, bad those of them that say
+// nothing valid.
+func parseBalance(as map[string]string, o *Options, p *problems) (b lb.Balance, given, bad asked) {
+	b.Signal = defaultSignal
+	for i := range serviceAnnotations {
+		a := &serviceAnnotations[i]
+		value := as[a.key]
+		if value == "" {
+			continue
+		}
+		given |= 1 << i
+		if err := a.parse(&b, value, o); err != nil {
+			p.add(annotationField(a.key), a.reason, err)
+			bad |= 1 << i
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(as)) {
+		known := slices.ContainsFunc(serviceAnnotations, func(a serviceAnnotation) bool { return a.key == key })
+		if strings.HasPrefix(key, annotationPrefix) && !known {
+			p.add(annotationField(key), ReasonUnknownAnnotation, errors.New("is no annotation of Services: it is ignored"))
+		}
+	}
+	return b, given, bad
+}
+
+// settle completes a parsed Service with what before, the same Service until now
+// or nil, said where s says nothing valid. It notes which annotations have no
+// effect.
+func (s *service) settle(before *service, o *Options) {
+	keeps := before != nil && before.uid == s.uid
+	for i := range serviceAnnotations {
+		if keeps && s.bad.has(i) {
+			serviceAnnotations[i].keep(&s.balance, &before.balance)
+		}
+	}
+	algorithm := s.balance.Algorithm
+	if algorithm == "" {
+		algorithm = o.DefaultAlgorithm
+	}
+	p := problems{kind: KindService, object: s.obj}
+	for i := range serviceAnnotations {
+		a := &serviceAnnotations[i]
+		if algorithm != "" && a.matters != nil && s.given.has(i) && !s.bad.has(i) && !a.matters(algorithm) {
+			p.add(annotationField(a.key), ReasonNoEffect, fmt.Errorf("has no effect with algorithm %s", algorithm))
+		}
+	}
+	s.effects = p.list()
+}
+
+func parseAlgorithm(b *lb.Balance, value string, o *Options) error {
+	if o.CheckAlgorithm != nil {
+		if err := o.CheckAlgorithm(value); err != nil {
+			return err
+		}
+	}
+	b.Algorithm = value
+	return nil
+}
+
+func parseHashKey(b *lb.Balance, value string, _ *Options) (err error) {
+	b.HashKey, err = choice(value, lb.HashSource, lb.HashSourcePort, lb.HashTuple)
+	return err
+}
+
+func parseSignal(b *lb.Balance, value string, _ *Options) error {
+	s, err := choice(value, lb.SignalConnect, lb.SignalFirstByte, lb.SignalLastByte)
+	if err == nil {
+		b.Signal = s
+	}
+	return err
+}
+
+// choice returns the one of values that is spelled like text, or the zero value.
+func choice[T fmt.Stringer](text string, values ...T) (v T, err error) {
+	names := make([]string, len(values))
+	for i, v := range values {
+		if names[i] = v.String(); names[i] == text {
+			return v, nil
+		}
+	}
+	return v, fmt.Errorf("%q: want one of %s", text, strings.Join(names, ", "))
+}
+
+// parsePrefixLen reads "24", for IPv4, or "24,64", for IPv4 and IPv6.
+func parsePrefixLen(b *lb.Balance, value string, _ *Options) error {
+	text4, text6, both := strings.Cut(value, ",")
+	len4, ok := bits(text4, 32)
+	len6 := uint8(0)
+	if both && ok {
+		len6, ok = bits(text6, 128)
+	}
+	if !ok {
+		return fmt.Errorf("%q: want a prefix length from 1 to 32 for IPv4, or that, a comma and one from 1 to 128 for IPv6", value)
+	}
+	b.Prefix4, b.Prefix6 = len4, len6
+	return nil
+}
+
+func bits(text string, limit uint64) (uint8, bool) {
+	n, err := strconv.ParseUint(text, 10, 8)
+	return uint8(n), err == nil && n >= 1 && n <= limit
+}
+
+// parseSlowStart reads a duration; 0 is no slow start, whatever the cluster's
+// default is.
+func parseSlowStart(b *lb.Balance, value string, _ *Options) error {
+	d, err := lb.ParseSlowStart(value)
+	if err != nil {
+		return err
+	}
+	if b.SlowStart = d; d == 0 {
+		b.SlowStart = lb.NoSlowStart
+	}
+	return nil
+}
+
+// parseWeight reads a weight.
+func parseWeight(text string) (uint16, error) {
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("%q: want a whole number from 0 to 65535", text)
+	}
+	return uint16(n), nil
+}
