@@ -41,7 +41,7 @@ type suite struct {
 func sizes(benchtime string) (size, error) {
 	if benchtime == "1x" {
 		return size{blocks: 2, connects: 100, rounds: 200, stream: 40 * time.Millisecond,
-			passes: 1, gobench: "1x", services: 500, changes: 10, starts: 1}, nil
+			contests: 1, requests: 100, passes: 1, gobench: "1x", services: 500, changes: 10, starts: 1}, nil
 	}
 	d, err := time.ParseDuration(benchtime)
 	if err != nil || d <= 0 {
@@ -49,14 +49,14 @@ func sizes(benchtime string) (size, error) {
 	}
 	scale := func(n int) int { return max(2, int(float64(n)*d.Seconds())) }
 	return size{blocks: scale(20), connects: 1000, rounds: 2000, stream: 100 * time.Millisecond,
-		passes: scale(5), gobench: "50ms", services: 10_000, changes: 100, starts: min(3, scale(2))}, nil
+		contests: scale(3), requests: 4000, passes: scale(5), gobench: "50ms", services: 10_000, changes: 100, starts: min(3, scale(2))}, nil
 }
 
 func run(ctx context.Context) error {
 	benchtime := flag.String("benchtime", "1s", "1x, or how long for, in proportion to 1s")
 	program := flag.String("lbproxy", "bin/lbproxy", "the program to measure")
 	ebpfTest := flag.String("ebpf", "bin/ebpf.test", "the compiled tests of internal/dataplane/ebpf")
-	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, commit, agent, start")
+	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, commit, algorithms, agent, start")
 	out := flag.String("out", "bench/out/latest.json", "file for all numbers")
 	flag.Parse()
 	sz, err := sizes(*benchtime)
@@ -80,6 +80,7 @@ func run(ctx context.Context) error {
 		{"connect", p.connects}, {"hook", p.hooks}, {"rr", p.exchanges}, {"stream", p.streams},
 		{"packet", func(ctx context.Context, sz size) ([]row, error) { return packets(ctx, *ebpfTest, sz) }},
 		{"commit", func(ctx context.Context, sz size) ([]row, error) { return commits(ctx, *ebpfTest, sz) }},
+		{"algorithms", algorithms},
 		{"agent", pipeline},
 		{"start", func(ctx context.Context, sz size) ([]row, error) { return starts(ctx, *program, sz) }},
 	} {

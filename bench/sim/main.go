@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The simulator runs the algorithms of internal/algo against servers with queues,
+// event by event: see docs/SIMULATOR.md.
+//
+//	go run ./bench/sim -scenario bench/sim/scenarios/equal.yaml
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/pprof"
+)
+
+func main() {
+	if err := command(os.Args[1:], os.Stdout); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return
+		}
+		fmt.Fprintln(os.Stderr, "sim:", err)
+		os.Exit(1)
+	}
+}
+
+// errExpected says that a scenario's expectations do not hold.
+var errExpected = errors.New("not as expected")
+
+// command is the program. It returns errExpected after a report whose verdicts
+// are not all good.
+func command(args []string, out io.Writer) error {
+	fs := flag.NewFlagSet("sim", flag.ContinueOnError)
+	file := fs.String("scenario", "", "`FILE` that says what to simulate")
+	engineName := fs.String("engine", "ref", "what picks: ref (Go) or bpf (the kernel; needs root and the build tag root)")
+	jsonFile := fs.String("json", "", "`FILE` for the results as JSON")
+	svgDir := fs.String("svg", "", "`DIR` for plots")
+	seed := fs.Uint64("seed", 0, "replaces the scenario's seed, if not 0")
+	shrink := fs.Float64("shrink", 1, "simulate so many times less, in requests and in time")
+	profile := fs.String("cpuprofile", "", "`FILE` for a CPU profile")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if *file == "" || fs.NArg() > 0 || *shrink < 1 {
+		return errors.New("want -scenario FILE, -shrink of 1 or more and nothing else; see -help")
+	}
+	sc, err := readScenario(*file)
+	if err != nil {
+		return err
+	}
+	sc.shrink(*shrink)
+	if *seed != 0 {
+		sc.Seed = *seed
+	}
+	if *profile != "" {
+		stop, err := startProfile(*profile)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	rep, err := simulateAll(sc, *engineName, out)
+	if err != nil {
+		return err
+	}
+	if err := writeFiles(rep, *jsonFile, *svgDir); err != nil {
+		return err
+	}
+	for _, v := range rep.Verdicts {
+		if !v.OK {
+			return fmt.Errorf("scenario %s: %w", sc.Name, errExpected)
+		}
+	}
+	return nil
+}
+
+// simulateAll runs every case with every algorithm and prints the tables.
+func simulateAll(sc *Scenario, engineName string, out io.Writer) (*Report, error) {
+	engine, err := newEngine(engineName)
+	if err != nil {
+		return nil, err
+	}
+	defer engine.Close()
+	rep := &Report{Scenario: sc, Engine: engineName}
+	fmt.Fprintf(out, "%s: %s\n", sc.Name, sc.About)
+	for _, load := range sc.Load {
+		for _, nodes := range sc.Nodes {
+			var results []*Result
+			for i := range sc.Algorithms {
+				res, err := simulateCase(sc, &sc.Algorithms[i], load, nodes, engine)
+				if err != nil {
+					return nil, fmt.Errorf("scenario %s, load %g, nodes %d: %w", sc.Name, load, nodes, err)
+				}
+				results = append(results, res)
+			}
+			writeTable(out, results)
+			rep.Results = append(rep.Results, results...)
+		}
+	}
+	rep.Verdicts = verdicts(sc, rep.Results)
+	writeVerdicts(out, rep.Verdicts)
+	return rep, nil
+}
+
+func writeFiles(rep *Report, jsonFile, svgDir string) error {
+	if jsonFile != "" {
+		data, err := json.MarshalIndent(rep, "", "  ")
+		if err != nil {
+			return fmt.Errorf("encode results: %w", err)
+		}
+		if err := os.WriteFile(jsonFile, append(data, '\n'), 0o644); err != nil {
+			return fmt.Errorf("write results: %w", err)
+		}
+	}
+	if svgDir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(svgDir, 0o755); err != nil {
+		return fmt.Errorf("write plots: %w", err)
+	}
+	for name, svg := range plots(rep) {
+		if err := os.WriteFile(filepath.Join(svgDir, name), svg, 0o644); err != nil {
+			return fmt.Errorf("write plots: %w", err)
+		}
+	}
+	return nil
+}
+
+func startProfile(file string) (stop func(), err error) {
+	f, err := os.Create(file)
+	if err != nil {
+		return nil, fmt.Errorf("profile: %w", err)
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, fmt.Errorf("profile: %w", err)
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		_ = f.Close() // a profile is for looking at, not for keeping
+	}, nil
+}
