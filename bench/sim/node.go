@@ -63,8 +63,9 @@ func (n *node) indexed(p *pool, factors, floors []uint32) {
 // sample takes a latency in µs into the moving average.
 func (n *node) sample(backend int32, latency uint32, now float64) {
 	l := &n.loads[backend]
-	l.latency = algo.NextLatency(l.latency, latency)
-	l.changed = uint32(now * 1000)
+	ms := uint32(now * 1000)
+	l.latency = algo.NextLatency(l.latency, latency, ms-l.changed)
+	l.changed = ms
 }
 
 // seedLatency lets a backend that is new begin with the mean of the others, so

@@ -105,7 +105,7 @@ type Trial struct {
 	HalfLife duration `json:"halfLife"` // of an average that is not renewed; less than 0: for ever
 	Average  int      `json:"average"`  // a sample moves the average by 1/Average
 	Bits     int      `json:"bits"`     // significant bits of an average that count; 32: all
-	Renew    bool     `json:"renew"`    // the weight of the past in an average halves with each half-life without a sample
+	Renew    *bool    `json:"renew"`    // the weight of the past in an average halves with each half-life without a sample
 	Busy     string   `json:"busy"`     // of a backend with connections: decay, hold, age or open; see docs/SIMULATOR.md
 }
 

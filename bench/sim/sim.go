@@ -115,7 +115,7 @@ func newServers(sc *Scenario) ([]server, []algo.Member) {
 // load is algo.Input.Load of the node that picks.
 func (r *run) load(member int) algo.Load {
 	l := &r.node.loads[r.pool.backends[member]]
-	return algo.Load{Active: l.active, Latency: l.latency, Idle: uint32(r.now*1000) - l.changed}
+	return algo.Load{Active: l.active, Latency: l.latency, Idle: uint32(r.now*1000) - max(l.changed, l.opened)}
 }
 
 // simulate runs the case until all requests have ended that will end.

@@ -243,7 +243,7 @@ func TestTrialOfTheDefaultsIsLeastTime(t *testing.T) {
 		}
 		return out
 	}
-	want, got := picks("{name: least-time}"), picks("{name: least-time, trial: {average: 8}}")
+	want, got := picks("{name: least-time}"), picks("{name: least-time, trial: {average: 16}}")
 	for i := range want {
 		if got[i] != want[i] {
 			t.Fatalf("pick %d is %d, want %d", i, got[i], want[i])

@@ -27,9 +27,12 @@ type trial struct {
 }
 
 func newTrial(r *run, a *Algorithm) *trial {
-	t := &trial{run: r, byTime: a.Name == leastTime, scatter: a.Trial.Scatter, halfLife: 10000, bits: 3, average: 8, renew: a.Trial.Renew, busy: a.Trial.Busy}
+	t := &trial{run: r, byTime: a.Name == leastTime, scatter: a.Trial.Scatter, halfLife: 30000, bits: 3, average: 16, renew: true, busy: cmp.Or(a.Trial.Busy, "open")}
 	if t.byTime {
 		t.compare = algo.FewMembers
+	}
+	if a.Trial.Renew != nil {
+		t.renew = *a.Trial.Renew
 	}
 	if a.Trial.Compare != nil {
 		t.compare = *a.Trial.Compare
@@ -94,7 +97,7 @@ func (t *trial) cost(m int, l algo.Load, n *node) uint64 {
 	case l.Active > 0 && t.busy == "age":
 		latency = max(latency, 1000*min(t.age(m, n), 8000))
 	case l.Active > 0 && t.busy == "hold":
-	case t.busy == "open":
+	case t.busy == "open" && t.halfLife > 0:
 		latency >>= min(t.untried(m, n)/t.halfLife, 31)
 	case t.halfLife > 0:
 		latency >>= min(l.Idle/t.halfLife, 31)

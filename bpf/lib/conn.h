@@ -317,7 +317,7 @@ static __noinline int conn_create(const struct tuple *key, const struct choice *
 	if (snat)
 		err = conn_insert_snat(key, &fwd);
 	if (!err && !conn_insert(key, &fwd)) {
-		count_opened(c->backend);
+		count_opened(c->backend, c->signal);
 		*tr = (struct translation){ fwd.addr, fwd.port, fwd.other_port };
 		return 0;
 	}

@@ -4,12 +4,16 @@
 
 #include "least.h"
 
-static __always_inline void count_opened(__u32 id)
+/* Counts a new connection; signal says what is measured of it. */
+static __always_inline void count_opened(__u32 id, __u8 signal)
 {
 	struct backend_stats *s = stats_of(id);
 
-	if (s)
-		__sync_fetch_and_add(&s->opened, 1);
+	if (!s)
+		return;
+	if (signal)
+		WRITE_ONCE(s->given, now_ms());
+	__sync_fetch_and_add(&s->opened, 1);
 }
 
 /* Counts the end of a connection. */
@@ -54,8 +58,9 @@ __noinline int latency_add(__u32 id, __u32 took, __u32 unit)
 	if (!s)
 		return 0;
 	old.word = READ_ONCE(*(__u64 *)&s->latency);
-	new.l.us = pick_latency(old.l.us, us < PICK_LATENCY_MAX ? us : PICK_LATENCY_MAX);
 	new.l.at = now_ms();
+	new.l.us = pick_latency(old.l.us, us < PICK_LATENCY_MAX ? us : PICK_LATENCY_MAX,
+				new.l.at - old.l.at);
 	__sync_val_compare_and_swap((__u64 *)&s->latency, old.word, new.word);
 	return 0;
 }

@@ -15,7 +15,8 @@
 #define PICK_ACTIVE_MAX ((1U << 24) - 1)
 #define PICK_TIME_ACTIVE_MAX ((1U << 16) - 1)
 #define PICK_LATENCY_MAX ((1U << 23) - 1) /* us */
-#define PICK_HALF_LIFE 10000		  /* ms */
+#define PICK_HALF_LIFE 30000		  /* ms */
+#define PICK_AVERAGED 16		  /* a sample moves the average by 1/16 */
 
 /* Maps a uniform 32-bit number onto [0, n). */
 static __always_inline __u32 pick_scale(__u32 rand, __u32 n)
@@ -93,15 +94,21 @@ static __always_inline __u64 pick_cost_conns(__u32 active, __u32 factor)
 	return a * factor;
 }
 
+/* Halvings of what is known after idle ms. */
+static __always_inline __u32 pick_halvings(__u32 idle)
+{
+	return idle / PICK_HALF_LIFE < 31 ? idle / PICK_HALF_LIFE : 31;
+}
+
 /*
  * Returns the cost of one more connection to a member that has active, whose
- * latency (us, 0: unknown) was last measured idle ms ago.
+ * latency (us, 0: unknown) was last measured, and which last got a connection,
+ * idle ms ago.
  */
 static __always_inline __u64 pick_cost_time(__u32 active, __u32 latency, __u32 idle, __u32 factor)
 {
 	__u64 a = active >= PICK_TIME_ACTIVE_MAX ? PICK_TIME_ACTIVE_MAX : active + 1;
-	__u32 halvings = idle / PICK_HALF_LIFE;
-	__u32 t = latency >> (halvings < 31 ? halvings : 31);
+	__u32 t = latency >> pick_halvings(idle);
 	__u32 below;
 
 	if (!t)
@@ -117,9 +124,15 @@ static __always_inline __u64 pick_cost_time(__u32 active, __u32 latency, __u32 i
 	return t * a * factor;
 }
 
-/* Returns the moving average of latencies, us, after one more sample. */
-static __always_inline __u32 pick_latency(__u32 old, __u32 sample)
+/*
+ * Returns the moving average of latencies, us, after one more sample, idle ms after
+ * the one before. BPF has no signed division; the result stays between old and
+ * sample.
+ */
+static __always_inline __u32 pick_latency(__u32 old, __u32 sample, __u32 idle)
 {
+	__u32 stale = pick_halvings(idle);
+
 	if (!sample)
 		sample = 1;
 	if (sample > PICK_LATENCY_MAX)
@@ -128,8 +141,9 @@ static __always_inline __u32 pick_latency(__u32 old, __u32 sample)
 		return sample;
 	if (old > PICK_LATENCY_MAX)
 		old = PICK_LATENCY_MAX;
-	/* BPF has no signed division; the result stays between old and sample. */
-	return sample < old ? old - (old - sample) / 8 : old + (sample - old) / 8;
+	if (sample < old)
+		return sample + ((old - (old - sample) / PICK_AVERAGED - sample) >> stale);
+	return sample - ((sample - (old + (sample - old) / PICK_AVERAGED)) >> stale);
 }
 
 /* Returns which of k starters has its chance; k is not 0. */

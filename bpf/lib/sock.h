@@ -100,7 +100,7 @@ static __always_inline void sock_remember(struct sock_state *st, const struct re
 	st->signal = vip->proto == IPPROTO_TCP ? c->signal : SIGNAL_NONE;
 	st->opened = bpf_ktime_get_ns();
 	WRITE_ONCE(st->count, SOCK_OPEN);
-	count_opened(c->backend);
+	count_opened(c->backend, c->signal);
 }
 
 /*
@@ -217,7 +217,7 @@ static __noinline int udp_remember(struct bpf_sock_addr *ctx, const struct udp_f
 		st->flow_vip = key->addr;
 		st->flow_port = key->port;
 	}
-	count_opened(c->backend);
+	count_opened(c->backend, SIGNAL_NONE);
 	return 0;
 }
 

@@ -65,9 +65,13 @@ static __always_inline __u32 cost_kind(const struct table *t)
 static __always_inline __u64 backend_cost(const struct table *t, const struct backend_stats *s,
 					  __u32 active, __u32 factor, __u32 now)
 {
+	__u32 measured, given;
+
 	if (cost_kind(t) == COST_CONNS)
 		return pick_cost_conns(active, factor);
-	return pick_cost_time(active, READ_ONCE(s->latency.us), now - READ_ONCE(s->latency.at),
+	measured = now - READ_ONCE(s->latency.at);
+	given = now - READ_ONCE(s->given);
+	return pick_cost_time(active, READ_ONCE(s->latency.us), given < measured ? given : measured,
 			      factor);
 }
 

@@ -171,7 +171,8 @@ struct latency {
 struct backend_stats {
 	__u64 opened;
 	__u64 closed;
-	__u64 failed;
+	__u32 failed; /* wraps */
+	__u32 given;  /* ms, monotonic, when it last got a connection that is measured */
 	struct latency latency;
 };
 _Static_assert(sizeof(struct backend_stats) == 32, "layout is shared with Go");

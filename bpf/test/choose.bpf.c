@@ -42,7 +42,7 @@ int test_pick(struct pick_call *ctx)
 	id = s->backend;
 	ctx->backend = id;
 	if (ctx->open)
-		count_opened(id);
+		count_opened(id, SIGNAL_NONE);
 	return 0;
 }
 
@@ -81,7 +81,7 @@ int bench_choose(struct __sk_buff *skb)
 	(void)skb;
 	if (choose(bench_service, SCOPE_CLUSTER, &flow, &c))
 		return 1;
-	count_opened(c.backend);
+	count_opened(c.backend, SIGNAL_NONE);
 	if (!bench_close)
 		return 0;
 	pos = bpf_map_lookup_elem(&held, &last);

@@ -83,7 +83,7 @@ type Input struct {
 type Load struct {
 	Active  uint32 // connections that have not ended
 	Latency uint32 // moving average, µs; 0: unknown
-	Idle    uint32 // ms since Latency last changed
+	Idle    uint32 // ms since Latency last changed and the member last got a connection
 }
 
 // Algorithm is a named way to build tables.

@@ -10,7 +10,8 @@ const (
 	maxActive     = 1<<24 - 1
 	maxTimeActive = 1<<16 - 1
 	maxLatency    = 1<<23 - 1 // µs: 8.4 s
-	halfLife      = 10000     // ms
+	halfLife      = 30000     // ms
+	averaged      = 16        // a sample moves the average by 1/averaged
 )
 
 // CostConns returns the cost of one more connection to a member with factor f:
@@ -21,8 +22,8 @@ func CostConns(l Load, f uint32) uint64 {
 
 // CostTime returns the cost of one more connection to a member with factor f:
 // latency * (connections + 1) * f. f is at most 2^24. A latency halves with each
-// 10 s in which it was not measured, so that a slow member is tried again; of
-// what is left the three leading bits count, so that members which differ by
+// 30 s in which the member got no connection and was not measured, so that a slow
+// one is tried again; of what is left the three leading bits count, so that members which differ by
 // less share the connections. An unknown latency is the lowest one.
 func CostTime(l Load, f uint32) uint64 {
 	t := l.Latency >> min(l.Idle/halfLife, 31)
@@ -31,15 +32,22 @@ func CostTime(l Load, f uint32) uint64 {
 	return uint64(t) * min(uint64(l.Active)+1, maxTimeActive) * uint64(f)
 }
 
-// NextLatency returns the moving average after one more sample, both in µs. The
-// first sample is the average (old is 0), each later one has a weight of 1/8.
+// NextLatency returns the moving average after one more sample, both in µs. idle is
+// how many ms ago the one before was taken. The first sample is the average (old is
+// 0), each later one has a weight of 1/16; what the past weighs halves with each
+// 30 s without a sample, so that one attempt says whether a member has recovered.
 // The result is in 1..2^23-1.
 // Source: Jacobson, "Congestion avoidance and control", SIGCOMM 1988, appendix A.
-func NextLatency(old, sample uint32) uint32 {
+// The constants are those that the simulator found best; see docs/SIMULATOR.md.
+func NextLatency(old, sample, idle uint32) uint32 {
 	sample = min(max(sample, 1), maxLatency)
 	if old == 0 {
 		return sample
 	}
 	old = min(old, maxLatency)
-	return uint32(max(int32(old)+(int32(sample)-int32(old))/8, 1))
+	stale := min(idle/halfLife, 31)
+	if sample < old {
+		return sample + (old-(old-sample)/averaged-sample)>>stale
+	}
+	return sample - (sample-(old+(sample-old)/averaged))>>stale
 }

@@ -29,6 +29,7 @@ var pictured = []backend{
 type node struct {
 	loads    []algo.Load
 	measured []int // tick of the last sample
+	given    []int // when each got a connection
 	seq      uint32
 }
 
@@ -46,7 +47,7 @@ func distribute(t *testing.T, name string, nodes int) []int {
 	}
 	all := make([]node, nodes)
 	for i := range all {
-		all[i] = node{loads: make([]algo.Load, len(pictured)), measured: make([]int, len(pictured)), seq: uint32(i)}
+		all[i] = node{loads: make([]algo.Load, len(pictured)), measured: make([]int, len(pictured)), given: make([]int, len(pictured)), seq: uint32(i)}
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
 	got, ends := make([]int, len(pictured)), make([][]func(), ticks+5*300+1)
@@ -57,7 +58,7 @@ func distribute(t *testing.T, name string, nodes int) []int {
 		n := &all[rng.IntN(nodes)]
 		in := algo.Input{Seq: n.seq, Hash: algo.HashSource(0, client(rng)), Load: func(i int) algo.Load {
 			l := n.loads[i]
-			l.Idle = uint32(now-n.measured[i]) * tickTime / 1000
+			l.Idle = uint32(now-max(n.measured[i], n.given[i])) * tickTime / 1000
 			return l
 		}}
 		n.seq++
@@ -68,10 +69,12 @@ func distribute(t *testing.T, name string, nodes int) []int {
 		took := (100 + rng.IntN(201)) * pictured[i].slow
 		got[i]++
 		n.loads[i].Active++
+		n.given[i] = now
 		ends[now+took] = append(ends[now+took], func() {
 			n.loads[i].Active--
-			n.loads[i].Latency = algo.NextLatency(n.loads[i].Latency, uint32(took*tickTime))
-			n.measured[i] = now + took
+			end := now + took
+			n.loads[i].Latency = algo.NextLatency(n.loads[i].Latency, uint32(took*tickTime), uint32(end-n.measured[i])*tickTime/1000)
+			n.measured[i] = end
 		})
 	}
 	return got

@@ -197,8 +197,8 @@ func TestCosts(t *testing.T) {
 		{Load{Active: 4, Latency: 100}, 3, 15, 96 * 5 * 3},
 		{Load{Latency: 7}, 1, 1, 7},
 		{Load{Latency: 15}, 1, 1, 14},
-		{Load{Latency: 1000, Idle: 9999}, 1, 1, 896},
-		{Load{Latency: 1000, Idle: 10000}, 1, 1, 448},
+		{Load{Latency: 1000, Idle: 29999}, 1, 1, 896},
+		{Load{Latency: 1000, Idle: 30000}, 1, 1, 448},
 		{Load{Latency: 1000, Idle: huge}, 1, 1, 1},
 		{Load{huge, huge, 0}, 1 << 24, (1<<24 - 1) << 24, (1<<23 - 1<<20) * (1<<16 - 1) << 24},
 	} {
@@ -212,12 +212,13 @@ func TestCosts(t *testing.T) {
 }
 
 func TestNextLatency(t *testing.T) {
-	for _, tc := range []struct{ old, sample, want uint32 }{
-		{0, 500, 500}, {0, 0, 1}, {0, 1<<32 - 1, 1<<23 - 1}, {800, 1600, 900}, {800, 0, 701}, {8, 1, 8}, {1, 1, 1},
-		{1<<32 - 1, 1<<32 - 1, 1<<23 - 1},
+	for _, tc := range []struct{ old, sample, idle, want uint32 }{
+		{0, 500, 0, 500}, {0, 0, 0, 1}, {0, 1<<32 - 1, 0, 1<<23 - 1}, {1, 1, 0, 1}, {1<<32 - 1, 1<<32 - 1, 0, 1<<23 - 1},
+		{800, 1600, 29999, 850}, {800, 0, 0, 751}, {8, 1, 0, 8},
+		{800, 1600, 30000, 1225}, {800, 0, 60000, 188}, {800, 1600, 1<<32 - 1, 1600}, {800, 80, 1<<32 - 1, 80},
 	} {
-		if got := NextLatency(tc.old, tc.sample); got != tc.want {
-			t.Errorf("average %d and sample %d: %d, want %d", tc.old, tc.sample, got, tc.want)
+		if got := NextLatency(tc.old, tc.sample, tc.idle); got != tc.want {
+			t.Errorf("average %d and sample %d after %d ms: %d, want %d", tc.old, tc.sample, tc.idle, got, tc.want)
 		}
 	}
 }

@@ -112,7 +112,7 @@ func (l *Loader) register(checkAlgorithm func(string) error) {
 	add(l, &c.MaxServices, "max-services", "n", "Service ports that the kernel's tables hold; 0: the dataplane's default, as below", count, format)
 	add(l, &c.MaxFrontends, "max-frontends", "n", "addresses of Services that they hold", count, format)
 	add(l, &c.MaxBackends, "max-backends", "n", "backends that they hold, once for each Service port", count, format)
-	add(l, &c.MaxSlots, "max-slots", "n", "entries of all Services' tables: about 2 for each backend", count, format)
+	add(l, &c.MaxSlots, "max-slots", "n", "entries of all Services' tables: 8 and more for each, see docs/ARCHITECTURE.md", count, format)
 	add(l, &c.MaxConnections, "max-connections", "n", "entries for connections of the packet path: 2 for each, 4 if masqueraded", count, format)
 	add(l, &c.MaxFlows, "max-flows", "n", "entries for flows of unconnected UDP sockets: 2 for each", count, format)
 

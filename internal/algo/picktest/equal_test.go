@@ -130,7 +130,7 @@ func checkFunctions(t *testing.T, m *machine, cases int) {
 			{pickOpOP_PORT, words, algo.HashSourcePort(key, src, port)},
 			{pickOpOP_TUPLE, append(append(addrWords(src), addrWords(dst)...), port, uint32(dport), uint32(proto), 0),
 				algo.HashTuple(key, src, port, netip.AddrPortFrom(dst, dport), proto)},
-			{pickOpOP_LATENCY, append([]uint32{port, uint32(key)}, make([]uint32, 10)...), algo.NextLatency(port, uint32(key))},
+			{pickOpOP_LATENCY, append([]uint32{port, uint32(key), uint32(key >> 32)}, make([]uint32, 9)...), algo.NextLatency(port, uint32(key), uint32(key>>32))},
 		} {
 			m.words(tc.words...)
 			if err := m.call(tc.op, key, 1); err != nil {

@@ -33,7 +33,8 @@ type chooseBackendStats struct {
 	_       structs.HostLayout
 	Opened  uint64
 	Closed  uint64
-	Failed  uint64
+	Failed  uint32
+	Given   uint32
 	Latency struct {
 		_  structs.HostLayout
 		Us uint32

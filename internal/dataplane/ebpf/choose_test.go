@@ -102,7 +102,7 @@ func (c *chooser) pick(table algo.Table, in algo.Input) (kernel, want int, backe
 	now := uint32(monotonic() / time.Millisecond)
 	in.Load = func(i int) algo.Load {
 		us, at := c.d.maps.latencyAt(slots[i].Backend)
-		return algo.Load{Active: uint32(c.d.maps.liveOf(slots[i].Backend)), Latency: us, Idle: now - at}
+		return algo.Load{Active: uint32(c.d.maps.liveOf(slots[i].Backend)), Latency: us, Idle: min(now-at, now-c.d.maps.stats[slots[i].Backend].Given)}
 	}
 	want = algo.Pick(table, in)
 	call := choosePickCall{Service: id, Open: 1}

@@ -40,12 +40,12 @@ type Sizes struct {
 }
 
 // DefaultSizes serve 10,000 Services with 10 endpoints and room to spare; the
-// arrays take about 30 MB of kernel memory, the hash tables what they hold.
+// arrays take about 40 MB of kernel memory, the hash tables what they hold.
 var DefaultSizes = Sizes{
 	Services:  1 << 16,
 	Frontends: 1 << 18,
 	Backends:  1 << 18,
-	Slots:     1 << 20,
+	Slots:     1 << 21,
 	Conns:     1 << 20,
 	Flows:     1 << 18,
 }

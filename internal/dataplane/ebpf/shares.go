@@ -75,10 +75,11 @@ func (m *maps) table(id uint32, sc lb.Scope) (head, algo.Table) {
 // loadOf returns what a pick knows of backend id.
 func (m *maps) loadOf(id uint32) algo.Load {
 	us, at := m.latencyAt(id)
+	now := uint32(monotonic() / time.Millisecond)
 	return algo.Load{
 		Active:  uint32(m.liveOf(id)),
 		Latency: us,
-		Idle:    uint32(monotonic()/time.Millisecond) - at,
+		Idle:    min(now-at, now-atomic.LoadUint32(&m.stats[id].Given)),
 	}
 }
 

@@ -73,7 +73,7 @@ func (d *Dataplane) backendStats(name lb.ServiceName, id uint32) dataplane.Backe
 		Backend: d.maps.addrPort(id),
 		Opened:  atomic.LoadUint64(&st.Opened),
 		Closed:  closed,
-		Failed:  atomic.LoadUint64(&st.Failed),
+		Failed:  uint64(atomic.LoadUint32(&st.Failed)),
 		Leaving: d.maps.backends[id].State == uint8(lbBackendStateBACKEND_LEAVING),
 	}
 }

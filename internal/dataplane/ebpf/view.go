@@ -212,7 +212,7 @@ func (v *View) backend(id uint32) dataplane.BackendView {
 		State:   "active",
 		Opened:  atomic.LoadUint64(&st.Opened),
 		Closed:  closed,
-		Failed:  atomic.LoadUint64(&st.Failed),
+		Failed:  uint64(atomic.LoadUint32(&st.Failed)),
 
 		LatencyMicros: v.maps.latencyOf(id),
 	}

@@ -17,7 +17,7 @@ enum op {
 	OP_SOURCE,  /* words: address */
 	OP_PORT,    /* words: address, port */
 	OP_TUPLE,   /* words: address, address, port, port, protocol */
-	OP_LATENCY, /* words: old, sample */
+	OP_LATENCY, /* words: old, sample, idle */
 };
 
 enum pick_kind {
@@ -244,7 +244,7 @@ static long make_call(__u32 i, void *ctx)
 						  c->w[9], c->w[10]);
 		break;
 	case OP_LATENCY:
-		bench.result[i] = pick_latency(c->w[0], c->w[1]);
+		bench.result[i] = pick_latency(c->w[0], c->w[1], c->w[2]);
 		break;
 	}
 	return 0;
