@@ -66,9 +66,12 @@ static __always_inline int ingress_choose(const struct packet *pkt, const struct
 	__u8 local = inside ? FE_INSIDE_LOCAL : FE_OUTSIDE_LOCAL;
 	int err = choose(fe->service, fe->flags & local ? SCOPE_LOCAL : SCOPE_CLUSTER, &pkt->t, c);
 
-	if (!err)
-		*snat = masquerades(pkt, fe, c, inside);
-	return err;
+	if (err)
+		return err;
+	if (pkt->t.proto != IPPROTO_TCP) /* as with sockets */
+		c->signal = SIGNAL_NONE;
+	*snat = masquerades(pkt, fe, c, inside);
+	return 0;
 }
 
 /*

@@ -163,7 +163,8 @@ int lb_sock_release(struct bpf_sock *ctx)
 	if (!st)
 		return ALLOW;
 	/* Here before the state machine: a client that gave up connecting is a failure. */
-	sock_closed(st, ctx->type == SOCK_STREAM && ctx->state == BPF_TCP_SYN_SENT);
+	sock_closed(st, ctx->type == SOCK_STREAM && ctx->state == BPF_TCP_SYN_SENT ? SOCK_GAVE_UP :
+										     SOCK_ENDED);
 	if (st->flow_port)
 		udp_release(ctx, st);
 	return ALLOW;
@@ -176,19 +177,11 @@ static __always_inline bool has_ended(int state)
 }
 
 /*
- * Watches for the first packet of the backend that carries bytes: TCP tells programs
- * of segments on its slow path only, so the packet programs look out for it. To a pod
- * it leaves through the pod's device, to a process of the node it comes in.
+ * Key of the packets in which a socket's backend answers. To a pod they leave through
+ * the pod's device, to a process of the node they come in.
  */
-static __always_inline void sock_watch(struct bpf_sock_ops *ctx, const struct sock_state *st)
+static __always_inline struct tuple watch_key(struct bpf_sock_ops *ctx, const struct sock_state *st)
 {
-	struct conn watch = {
-		.flags = CONN_WATCH | SIGNAL_FIRST_BYTE << CONN_SIGNAL_SHIFT,
-		.start = st->opened / 1000,
-		.backend = st->backend,
-		.gen = st->gen,
-		.last = bpf_ktime_get_ns(),
-	};
 	struct tuple key = {
 		.saddr = st->peer,
 		.sport = st->peer_port,
@@ -199,22 +192,69 @@ static __always_inline void sock_watch(struct bpf_sock_ops *ctx, const struct so
 
 	if (addr_is_v4(&st->peer)) {
 		key.daddr = addr_v4(ctx->local_ip4);
-	} else {
-		key.daddr.w[0] = ctx->local_ip6[0];
-		key.daddr.w[1] = ctx->local_ip6[1];
-		key.daddr.w[2] = ctx->local_ip6[2];
-		key.daddr.w[3] = ctx->local_ip6[3];
+		return key;
 	}
-	bpf_map_update_elem(&conns, &key, &watch, BPF_NOEXIST);
+	key.daddr.w[0] = ctx->local_ip6[0];
+	key.daddr.w[1] = ctx->local_ip6[1];
+	key.daddr.w[2] = ctx->local_ip6[2];
+	key.daddr.w[3] = ctx->local_ip6[3];
+	return key;
+}
+
+/*
+ * Watches for the first packet of the backend that carries bytes: TCP tells programs
+ * of segments on its slow path only, so the packet programs look out for it.
+ */
+static __always_inline void sock_watch(struct bpf_sock_ops *ctx, const struct sock_state *st)
+{
+	struct conn watch = {
+		.flags = CONN_WATCH | SIGNAL_FIRST_BYTE << CONN_SIGNAL_SHIFT,
+		.start = st->opened / 1000,
+		.backend = st->backend,
+		.gen = st->gen,
+		.last = bpf_ktime_get_ns(),
+	};
+	struct tuple key = watch_key(ctx, st);
+	struct conn *old = bpf_map_lookup_elem(&conns, &key);
+
+	if (!old || old->flags & CONN_WATCH)
+		bpf_map_update_elem(&conns, &key, &watch, old ? BPF_ANY : BPF_NOEXIST);
+}
+
+/*
+ * Ends the watch of a connection that has ended. If it was not answered, or not where
+ * a packet program could see it, it would have taken at least until now.
+ */
+static __always_inline void sock_unwatch(struct bpf_sock_ops *ctx, struct sock_state *st)
+{
+	struct tuple key = watch_key(ctx, st);
+	struct conn *c = bpf_map_lookup_elem(&conns, &key);
+	__u32 start = st->opened / 1000;
+
+	st->signal = SIGNAL_NONE;
+	if (!c || !(c->flags & CONN_WATCH) || c->start != start)
+		return;
+	bpf_map_delete_elem(&conns, &key);
+	latency_add(st->backend, now_us() - start, 1 | LATENCY_AT_LEAST);
 }
 
 /* Measures, or starts to measure, a connection that is established. */
 static __always_inline void sock_established(struct bpf_sock_ops *ctx, struct sock_state *st)
 {
+	if (st->count != SOCK_OPEN)
+		return;
 	if (st->signal == SIGNAL_CONNECT)
 		latency_add(st->backend, (bpf_ktime_get_ns() - st->opened) / 1000, 1);
 	else if (st->signal == SIGNAL_FIRST_BYTE)
 		sock_watch(ctx, st);
+}
+
+/* Counts and measures what the state machine says has ended. */
+static __always_inline void sock_ended(struct bpf_sock_ops *ctx, struct sock_state *st)
+{
+	sock_closed(st, ctx->args[0] == BPF_TCP_SYN_SENT ? SOCK_FAILED : SOCK_ENDED);
+	if (st->signal == SIGNAL_FIRST_BYTE)
+		sock_unwatch(ctx, st);
 }
 
 SEC("sockops")
@@ -235,6 +275,6 @@ int lb_sock_ops(struct bpf_sock_ops *ctx)
 	else if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
 		sock_established(ctx, st);
 	else if (has_ended(ctx->args[1]))
-		sock_closed(st, ctx->args[0] == BPF_TCP_SYN_SENT);
+		sock_ended(ctx, st);
 	return 1;
 }

@@ -69,15 +69,9 @@ func (d *demo) count(ctx context.Context) error {
 
 // counted asks lbproxy.
 func (d *demo) counted(ctx context.Context) (counts, error) {
-	var out, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, d.program, append([]string{"get", "services", "-o", "json"}, d.agent.args()...)...)
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := cmd.Run(); err != nil {
-		return counts{}, fmt.Errorf("lbproxy get services: %w: %s", err, strings.TrimSpace(stderr.String()))
-	}
-	var views []dataplane.ServiceView
-	if err := json.Unmarshal(out.Bytes(), &views); err != nil {
-		return counts{}, fmt.Errorf("lbproxy get services: %w", err)
+	views, err := d.views(ctx)
+	if err != nil {
+		return counts{}, err
 	}
 	var c counts
 	for _, v := range views {
@@ -91,4 +85,35 @@ func (d *demo) counted(ctx context.Context) (counts, error) {
 		}
 	}
 	return c, nil
+}
+
+// views is what lbproxy says that the kernel has.
+func (d *demo) views(ctx context.Context) ([]dataplane.ServiceView, error) {
+	var out, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, d.program, append([]string{"get", "services", "-o", "json"}, d.agent.args()...)...)
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("lbproxy get services: %w: %s", err, strings.TrimSpace(stderr.String()))
+	}
+	var views []dataplane.ServiceView
+	if err := json.Unmarshal(out.Bytes(), &views); err != nil {
+		return nil, fmt.Errorf("lbproxy get services: %w", err)
+	}
+	return views, nil
+}
+
+// view is what the kernel has at a TCP frontend.
+func (d *demo) view(ctx context.Context, f frontend) (dataplane.ServiceView, error) {
+	views, err := d.views(ctx)
+	if err != nil {
+		return dataplane.ServiceView{}, err
+	}
+	for _, v := range views {
+		for _, fe := range v.Frontends {
+			if fe.Address == f.addr.String()+"/TCP" {
+				return v, nil
+			}
+		}
+	}
+	return dataplane.ServiceView{}, fmt.Errorf("lbproxy get services: nothing at %s", f.addr)
 }

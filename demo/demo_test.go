@@ -102,26 +102,6 @@ func TestEveryDeviationIsAFault(t *testing.T) {
 	}
 }
 
-func TestTurnsAreExact(t *testing.T) {
-	servers := map[string]netip.AddrPort{"a": {}, "b": {}, "c": {}}
-	for _, tc := range []struct {
-		n       int
-		answers map[string]int
-		even    bool
-	}{
-		{12, map[string]int{"a": 4, "b": 4, "c": 4}, true},
-		{12, map[string]int{"a": 5, "b": 4, "c": 3}, false},
-		{12, map[string]int{"a": 6, "b": 6}, false},
-		{10, map[string]int{"a": 4, "b": 3, "c": 3}, true},
-		{10, map[string]int{"a": 5, "b": 3, "c": 2}, false},
-	} {
-		r := &row{n: tc.n, answers: tc.answers, want: want{servers: servers}}
-		if r.checkEven(); (len(r.faults) == 0) != tc.even {
-			t.Errorf("%d connections as %v: faults %v, want even %t", tc.n, tc.answers, r.faults, tc.even)
-		}
-	}
-}
-
 func TestRemovedEndpointComesBack(t *testing.T) {
 	dir := t.TempDir() + "/manifests"
 	if err := copyManifests("manifests", dir); err != nil {

@@ -33,7 +33,10 @@ type client struct {
 type want struct {
 	kind    lab.Kind
 	servers map[string]netip.AddrPort // by pod: its own end of a connection
+	weights map[string]int            // of the servers; nil where nothing is balanced
 	even    bool                      // the servers take turns
+	sticky  bool                      // one server gets all
+	chance  bool                      // each server gets some, by chance
 	sources []netip.Addr              // what the server may see as its client
 }
 
@@ -111,13 +114,21 @@ func (s *service) expect(f frontend, c *client) want {
 		}
 	}
 	local := s.localOnly(f, c)
-	w := want{kind: lab.OK, servers: s.pool(f, local), even: s.algorithm == "round-robin"}
+	w := want{
+		kind: lab.OK, servers: s.pool(f, local), weights: map[string]int{},
+		even: s.algorithm == "round-robin", chance: s.algorithm == "random", sticky: s.sticky(),
+	}
 	if len(w.servers) == 0 {
 		w.kind = lab.Refused
 		if local && len(s.pool(f, false)) > 0 {
 			w.kind = lab.Timeout
 		}
 		return w
+	}
+	for _, e := range s.endpoints {
+		if w.servers[e.pod] == e.addr {
+			w.weights[e.pod] = e.weight
+		}
 	}
 	w.sources = c.addrs(f)
 	if s.masquerades(f, c) {
@@ -149,22 +160,26 @@ func (s *service) masquerades(f frontend, c *client) bool {
 }
 
 // pool returns the endpoints that may answer at f: the ready ones or, without
-// one, those that still serve while they terminate.
+// one, those that still serve while they terminate; of these, who has a weight.
 func (s *service) pool(f frontend, local bool) map[string]netip.AddrPort {
-	choose := func(usable func(endpoint) bool) map[string]netip.AddrPort {
-		out := map[string]netip.AddrPort{}
+	choose := func(usable func(endpoint) bool) (out map[string]netip.AddrPort, some bool) {
+		out = map[string]netip.AddrPort{}
 		for _, e := range s.endpoints {
 			if e.port == f.port && e.proto == f.proto && e.addr.Addr().Is4() == f.addr.Addr().Is4() &&
 				(!local || e.node == lab.Node) && usable(e) {
-				out[e.pod] = e.addr
+				some = true
+				if e.weight > 0 {
+					out[e.pod] = e.addr
+				}
 			}
 		}
-		return out
+		return out, some
 	}
-	if ready := choose(func(e endpoint) bool { return e.ready }); len(ready) > 0 {
-		return ready
+	out, some := choose(func(e endpoint) bool { return e.ready })
+	if !some {
+		out, _ = choose(func(e endpoint) bool { return e.terminating })
 	}
-	return choose(func(e endpoint) bool { return e.terminating })
+	return out
 }
 
 // serversAt is the pod whose own address f is.

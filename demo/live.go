@@ -33,9 +33,12 @@ type story struct {
 }
 
 // newStory chooses what to change: the first Service with two backends that
-// everybody may dial over TCP. It returns nil if there is none.
+// everybody may dial over TCP, and get each of. It returns nil if there is none.
 func newStory(d *demo) *story {
 	for _, s := range d.cluster.services {
+		if s.showcase || s.sticky() {
+			continue
+		}
 		for _, f := range s.frontends() {
 			pool := s.pool(f, false)
 			if f.typ != "ClusterIP" || f.proto != lab.TCP || len(pool) < 2 {
@@ -73,7 +76,15 @@ func (t *story) hold(ctx context.Context) error {
 	return nil
 }
 
-func (t *story) openTo(ctx context.Context, c *client) (*lab.Conn, error) {
+// openTo opens connections until the victim gets one, and only then closes the
+// others: where load decides they make it the victim's turn.
+func (t *story) openTo(ctx context.Context, c *client) (found *lab.Conn, err error) {
+	var others []*lab.Conn
+	defer func() {
+		for _, conn := range others {
+			err = errors.Join(err, conn.Close(ctx, "fin"))
+		}
+	}()
 	for range 100 {
 		conn, res := c.host.Open(ctx, lab.Request{Proto: lab.TCP, To: t.to.addr})
 		if conn == nil {
@@ -82,9 +93,7 @@ func (t *story) openTo(ctx context.Context, c *client) (*lab.Conn, error) {
 		if res.Backend == t.victim {
 			return conn, nil
 		}
-		if err := conn.Close(ctx, "fin"); err != nil {
-			return nil, err
-		}
+		others = append(others, conn)
 	}
 	return nil, fmt.Errorf("%s dials %s: %s never answers", c.host.Name, t.to.addr, t.victim)
 }
@@ -153,7 +162,10 @@ func (t *story) restart(ctx context.Context) error {
 	if err := t.reload(); err != nil {
 		return err
 	}
-	return t.show(ctx)
+	if err := t.show(ctx); err != nil {
+		return err
+	}
+	return t.revisit(ctx)
 }
 
 // reload reads the manifests again and finds the Service in them.

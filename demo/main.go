@@ -2,7 +2,7 @@
 
 // Demo runs lbproxy in a miniature cluster of network namespaces on this machine
 // and shows what it does: who reaches what, over which backends, and what both
-// ends see of each other. What should happen it works out from the manifests, so
+// ends see of each other; what each algorithm makes of connections. What should happen it works out from the manifests, so
 // a change of a manifest is a change of the table. It exits with 1 if anything
 // is not as it should be. It needs root, and leaves nothing behind.
 package main
@@ -42,6 +42,7 @@ type demo struct {
 	agent   *agent
 	dir     string // the manifests that lbproxy watches: a copy
 	undo    *edit
+	homes   []home
 
 	checks, wrong int
 	made          counts
@@ -142,15 +143,23 @@ func (d *demo) serve(ctx context.Context) error {
 		pod, proto string
 		port       uint16
 	}
-	done := map[server]bool{}
+	done := map[server]time.Duration{}
 	for _, s := range d.cluster.services {
 		for _, e := range s.endpoints {
 			srv := server{e.pod, e.proto, e.addr.Port()}
-			if done[srv] {
+			if delay, ok := done[srv]; ok && delay != e.delay || e.delay > 0 && e.proto != lab.TCP {
+				return fmt.Errorf("service %s: pod %s cannot answer after %s at %s", s.name, e.pod, e.delay, e.addr)
+			} else if ok {
 				continue
 			}
-			done[srv] = true
-			if err := d.lab.Host(srv.pod).Serve(ctx, srv.proto, lab.AnyAddr(srv.port)); err != nil {
+			done[srv] = e.delay
+			err := error(nil)
+			if e.delay > 0 {
+				err = serveSlowly(ctx, d.lab.Host(srv.pod), srv.port, e.delay)
+			} else {
+				err = d.lab.Host(srv.pod).Serve(ctx, srv.proto, lab.AnyAddr(srv.port))
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -162,6 +171,9 @@ func (d *demo) serve(ctx context.Context) error {
 func (d *demo) tell(ctx context.Context) error {
 	d.screen.heading(fmt.Sprintf("Every Service from everywhere, %d connections in each row", d.n))
 	for _, s := range d.cluster.services {
+		if s.showcase {
+			continue
+		}
 		rs := rows(s, d.clients, d.n)
 		if err := d.measure(ctx, s, rs); err != nil {
 			return err
@@ -171,12 +183,18 @@ func (d *demo) tell(ctx context.Context) error {
 			d.screen.line("      %s", d.screen.paint(red, "!! "+fault, 0))
 		}
 	}
+	if err := d.algorithms(ctx); err != nil {
+		return err
+	}
 	if err := d.count(ctx); err != nil {
+		return err
+	}
+	if err := d.switchAlgorithm(ctx); err != nil {
 		return err
 	}
 	t := newStory(d)
 	if t == nil {
-		d.screen.line("\nNo Service has two backends for TCP: nothing can be removed to show a change.")
+		d.screen.line("\nNo Service gives each client two backends for TCP: nothing can be removed to show a change.")
 		return nil
 	}
 	return t.run(ctx)

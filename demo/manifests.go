@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -24,20 +24,38 @@ import (
 // separator stands between the documents of a YAML file.
 const separator = "\n---\n"
 
+// Annotations that the demo reads. The last one, on an EndpointSlice, is its own.
+const (
+	algorithmKey = "lbproxy.io/algorithm"
+	hashKeyKey   = "lbproxy.io/hash-key"
+	prefixKey    = "lbproxy.io/ip-hash-prefix"
+	signalKey    = "lbproxy.io/least-time"
+	delayKey     = "demo/answers-after"
+)
+
 // cluster is what the manifests describe. The demo reads them by itself and not
 // with internal/endpoints: one reading checks the other.
 type cluster struct {
 	services []*service
 	pods     []lab.PodSpec
+	weights  weights
+}
+
+// manifest is a document of which all that the demo reads are the metadata.
+type manifest struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
 }
 
 // service is one Service with the endpoints of its slices.
 type service struct {
-	name      string // namespace/name
-	algorithm string
-	spec      corev1.ServiceSpec
-	ingress   []corev1.LoadBalancerIngress
-	endpoints []endpoint
+	name        string // namespace/name
+	algorithm   string
+	annotations map[string]string
+	showcase    bool // it shows its algorithm
+	spec        corev1.ServiceSpec
+	ingress     []corev1.LoadBalancerIngress
+	endpoints   []endpoint
 }
 
 // endpoint is one address and port at which a pod should answer.
@@ -48,6 +66,8 @@ type endpoint struct {
 	proto       string // lab.TCP or lab.UDP
 	ready       bool
 	terminating bool // but still serving
+	weight      int
+	delay       time.Duration // before the pod's first byte
 }
 
 // load reads every Service and EndpointSlice of a directory.
@@ -56,7 +76,7 @@ func load(dir string) (*cluster, error) {
 	if err != nil || len(files) == 0 {
 		return nil, errors.Join(fmt.Errorf("manifests: no *.yaml in %s", dir), err)
 	}
-	c, endpoints := &cluster{}, map[string][]*discovery.EndpointSlice{}
+	c, endpoints := &cluster{weights: weights{}}, map[string][]*discovery.EndpointSlice{}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -70,7 +90,7 @@ func load(dir string) (*cluster, error) {
 	}
 	for _, s := range c.services {
 		for _, slice := range endpoints[s.name] {
-			if err := s.addSlice(slice); err != nil {
+			if err := s.addSlice(slice, c.weights); err != nil {
 				return nil, fmt.Errorf("endpoint slice %s: %w", slice.Name, err)
 			}
 		}
@@ -83,11 +103,15 @@ func load(dir string) (*cluster, error) {
 
 // add parses one document. Kinds that the demo does not know are skipped.
 func (c *cluster) add(doc []byte, endpoints map[string][]*discovery.EndpointSlice) error {
-	var kind metav1.TypeMeta
-	if err := yaml.Unmarshal(doc, &kind); err != nil {
+	var head manifest
+	if err := yaml.Unmarshal(doc, &head); err != nil {
 		return err
 	}
-	switch kind.Kind {
+	switch head.Kind {
+	case "Pod":
+		return c.weights.add("Pod "+head.Namespace+"/"+head.Name, head.Labels)
+	case "Node":
+		return c.weights.add("Node "+head.Name, head.Annotations)
 	case "Service":
 		var s corev1.Service
 		if err := yaml.UnmarshalStrict(doc, &s); err != nil {
@@ -97,10 +121,12 @@ func (c *cluster) add(doc []byte, endpoints map[string][]*discovery.EndpointSlic
 			return fmt.Errorf("service %s: the demo knows no session affinity and no source ranges", s.Name)
 		}
 		c.services = append(c.services, &service{
-			name:      s.Namespace + "/" + s.Name,
-			algorithm: cmp.Or(s.Annotations["lbproxy.io/algorithm"], "random"),
-			spec:      s.Spec,
-			ingress:   s.Status.LoadBalancer.Ingress,
+			name:        s.Namespace + "/" + s.Name,
+			algorithm:   cmp.Or(s.Annotations[algorithmKey], "random"),
+			annotations: s.Annotations,
+			showcase:    s.Labels["app.kubernetes.io/part-of"] == "algorithms",
+			spec:        s.Spec,
+			ingress:     s.Status.LoadBalancer.Ingress,
 		})
 	case "EndpointSlice":
 		var s discovery.EndpointSlice
@@ -113,7 +139,14 @@ func (c *cluster) add(doc []byte, endpoints map[string][]*discovery.EndpointSlic
 	return nil
 }
 
-func (s *service) addSlice(slice *discovery.EndpointSlice) error {
+func (s *service) addSlice(slice *discovery.EndpointSlice, ws weights) error {
+	delay, err := time.ParseDuration(cmp.Or(slice.Annotations[delayKey], "0s"))
+	if err != nil {
+		return fmt.Errorf("annotation %s: %w", delayKey, err)
+	}
+	if delay >= resent {
+		return fmt.Errorf("annotation %s: %s or more looks like a lost packet", delayKey, resent)
+	}
 	for _, p := range slice.Ports {
 		if p.Name == nil || p.Port == nil {
 			return errors.New("a port has no name or no number")
@@ -129,6 +162,10 @@ func (s *service) addSlice(slice *discovery.EndpointSlice) error {
 			if e.Hints != nil {
 				return fmt.Errorf("endpoint %s: the demo knows no topology hints", addr)
 			}
+			weight, err := ws.of(slice, &e)
+			if err != nil {
+				return err
+			}
 			s.endpoints = append(s.endpoints, endpoint{
 				pod:         e.TargetRef.Name,
 				node:        *e.NodeName,
@@ -137,6 +174,8 @@ func (s *service) addSlice(slice *discovery.EndpointSlice) error {
 				proto:       protoOf(p.Protocol),
 				ready:       isTrue(e.Conditions.Ready, true),
 				terminating: isTrue(e.Conditions.Terminating, false) && isTrue(e.Conditions.Serving, true),
+				weight:      weight,
+				delay:       delay,
 			})
 		}
 	}
@@ -193,93 +232,4 @@ func (s *service) podNames() []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
-}
-
-// copyManifests copies the YAML files of a directory to one that may be changed.
-func copyManifests(from, to string) error {
-	files, err := filepath.Glob(filepath.Join(from, "*.yaml"))
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(to, 0o755); err != nil {
-		return err
-	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(to, filepath.Base(file)), text, 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// edit is one file of the directory that lbproxy watches, and its former text.
-type edit struct {
-	path   string
-	before []byte
-}
-
-// removeEndpoint rewrites the file that has the slices of Service s so that they
-// do not name pod any more.
-func removeEndpoint(dir string, s *service, pod string) (*edit, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
-	if err != nil {
-		return nil, err
-	}
-	for _, file := range files {
-		before, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		after, err := withoutEndpoint(string(before), s, pod)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		if after != string(before) {
-			e := &edit{file, before}
-			return e, e.write([]byte(after))
-		}
-	}
-	return nil, fmt.Errorf("no file names pod %s as an endpoint of %s", pod, s.name)
-}
-
-func withoutEndpoint(text string, s *service, pod string) (string, error) {
-	docs := strings.Split(text, separator)
-	for i, doc := range docs {
-		var slice discovery.EndpointSlice
-		if err := yaml.Unmarshal([]byte(doc), &slice); err != nil || slice.Kind != "EndpointSlice" {
-			continue // load has reported what does not parse
-		}
-		if slice.Namespace+"/"+slice.Labels[discovery.LabelServiceName] != s.name {
-			continue
-		}
-		n := len(slice.Endpoints)
-		slice.Endpoints = slices.DeleteFunc(slice.Endpoints, func(e discovery.Endpoint) bool {
-			return e.TargetRef != nil && e.TargetRef.Name == pod
-		})
-		if len(slice.Endpoints) == n {
-			continue
-		}
-		out, err := yaml.Marshal(slice)
-		if err != nil {
-			return "", err
-		}
-		docs[i] = string(bytes.TrimRight(out, "\n"))
-	}
-	return strings.Join(docs, separator), nil
-}
-
-// undo puts the former text back.
-func (e *edit) undo() error { return e.write(e.before) }
-
-// write replaces the file in one step, as editors and GitOps tools do.
-func (e *edit) write(text []byte) error {
-	tmp := filepath.Join(filepath.Dir(e.path), "..", "rewritten.tmp") // not where lbproxy looks
-	if err := os.WriteFile(tmp, text, 0o644); err != nil {
-		return err
-	}
-	return os.Rename(tmp, e.path)
 }

@@ -55,9 +55,7 @@ func rows(s *service, clients []*client, n int) []*row {
 
 // measure dials and judges. It does not repeat what nobody answers.
 func (r *row) measure(ctx context.Context) error {
-	r.answers, r.other = map[string]int{}, map[lab.Kind]int{}
-	r.peers, r.sources = map[netip.AddrPort]int{}, map[netip.Addr]int{}
-	r.faults = nil
+	r.reset()
 	req := lab.Request{Proto: r.to.proto, To: r.to.addr, Timeout: patience}
 	if r.want.kind != lab.OK {
 		req.Timeout = silence
@@ -75,10 +73,15 @@ func (r *row) measure(ctx context.Context) error {
 			r.note(res)
 		}
 	}
-	if r.want.even && r.want.kind == lab.OK {
-		r.checkEven()
-	}
+	r.checkSpread()
 	return nil
+}
+
+// reset forgets what was measured.
+func (r *row) reset() {
+	r.answers, r.other = map[string]int{}, map[lab.Kind]int{}
+	r.peers, r.sources = map[netip.AddrPort]int{}, map[netip.Addr]int{}
+	r.faults = nil
 }
 
 // note counts one result and what is wrong with it.
@@ -117,14 +120,23 @@ func (r *row) fault(format string, args ...any) {
 	}
 }
 
-// checkEven checks that the servers took turns.
-func (r *row) checkEven() {
-	least, most := r.n, 0
-	for pod := range r.want.servers {
-		least, most = min(least, r.answers[pod]), max(most, r.answers[pod])
+// checkSpread checks who answered how often, where the algorithm leaves no choice.
+func (r *row) checkSpread() {
+	switch {
+	case r.want.kind != lab.OK:
+	case r.want.even:
+		r.checkCounts(turns(r.want.weights, r.n))
+	case r.want.sticky && len(r.answers) > 1:
+		r.fault("one client got %d backends", len(r.answers))
 	}
-	if uneven := min(r.n%len(r.want.servers), 1); most-least > uneven {
-		r.fault("round-robin: between %d and %d answers per backend", least, most)
+}
+
+// checkCounts checks how often each server answered.
+func (r *row) checkCounts(ss spans) {
+	for _, pod := range slices.Sorted(maps.Keys(ss)) {
+		if !ss[pod].holds(r.answers[pod]) {
+			r.fault("%s: %d answers by %s, want %s", r.svc.algorithm, r.answers[pod], pod, ss[pod])
+		}
 	}
 }
 
@@ -133,24 +145,24 @@ func (r *row) checkEven() {
 func checkCoverage(rs []*row) []string {
 	var faults []string
 	type group struct{ port, servers string }
-	answers, total := map[group]map[string]int{}, map[group]int{}
+	answers, weights := map[group]map[string]int{}, map[group]map[string]int{}
 	for _, r := range rs {
+		if !r.want.chance || r.want.kind != lab.OK {
+			continue
+		}
 		g := group{r.to.port, fmt.Sprint(slices.Sorted(maps.Keys(r.want.servers)))}
 		if answers[g] == nil {
-			answers[g] = map[string]int{}
-			for pod := range r.want.servers {
-				answers[g][pod] = 0
-			}
+			answers[g], weights[g] = map[string]int{}, r.want.weights
 		}
 		for pod, n := range r.answers {
 			answers[g][pod] += n
-			total[g] += n
 		}
 	}
 	for g, by := range answers {
-		for pod, n := range by {
-			if n == 0 && total[g] >= 20*len(by) {
-				faults = append(faults, fmt.Sprintf("%s: %s got none of %d connections", g.port, pod, total[g]))
+		total := int(sum(by))
+		for pod, s := range chances(weights[g], total) {
+			if by[pod] == 0 && s.least > 0 {
+				faults = append(faults, fmt.Sprintf("%s: %s got none of %d connections", g.port, pod, total))
 			}
 		}
 	}

@@ -69,6 +69,11 @@ func (s *screen) table(svc *service, rs []*row) {
 		lines = append(lines, s.cells(r, pods, r.to != last))
 		last = r.to
 	}
+	s.grid(lines, rs)
+}
+
+// grid prints lines in columns: the headings, and one for each row with its faults.
+func (s *screen) grid(lines [][]cell, rs []*row) {
 	widths := make([]int, len(lines[0]))
 	for _, line := range lines {
 		for i, c := range line {
@@ -115,20 +120,27 @@ func (s *screen) cells(r *row, pods []string, first bool) []cell {
 		line[1] = cell{r.to.addr.String() + "/" + r.to.proto, "", false}
 	}
 	for _, pod := range pods {
-		c := cell{strconv.Itoa(r.answers[pod]), "", true}
-		if r.answers[pod] == 0 {
-			c = cell{"-", dim, true}
-		}
-		if _, ok := r.want.servers[pod]; !ok && r.answers[pod] > 0 {
-			c.style = red
-		}
-		line = append(line, c)
+		line = append(line, r.answersOf(pod))
 	}
-	verdict := cell{"ok", green, false}
+	return append(line, cell{r.seenByClient(), "", false}, cell{s.seenByServer(r), "", false}, r.verdict())
+}
+
+func (r *row) answersOf(pod string) cell {
+	c := cell{strconv.Itoa(r.answers[pod]), "", true}
+	if r.answers[pod] == 0 {
+		c = cell{"-", dim, true}
+	}
+	if _, ok := r.want.servers[pod]; !ok && r.answers[pod] > 0 {
+		c.style = red
+	}
+	return c
+}
+
+func (r *row) verdict() cell {
 	if len(r.faults) > 0 {
-		verdict = cell{"!!", red, false}
+		return cell{"!!", red, false}
 	}
-	return append(line, cell{r.seenByClient(), "", false}, cell{s.seenByServer(r), "", false}, verdict)
+	return cell{"ok", green, false}
 }
 
 // seenByClient is the peer, or what became of the call.

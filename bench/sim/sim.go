@@ -57,6 +57,7 @@ type request struct {
 	measured bool
 	left     bool // the client gave up
 	failed   bool
+	sampled  bool // its time was taken
 }
 
 // newRun prepares a case. The seed decides everything that is random.
@@ -321,6 +322,7 @@ func (r *run) ended(id int32) {
 	if !q.left {
 		r.nodes[q.node].add(&r.pool, q.backend, -1)
 		if q.failed {
+			r.sample(q, slowest)
 			r.measure.fail(q.measured)
 		} else {
 			if r.alg.Signal == "last-byte" {
@@ -335,18 +337,23 @@ func (r *run) ended(id int32) {
 
 // abandon is when a client gives up. The backend does not know and goes on.
 func (r *run) abandon(q *request) {
-	q.left = true
-	r.nodes[q.node].add(&r.pool, q.backend, -1)
-	if r.alg.Signal == "last-byte" {
-		r.sample(q, r.now-q.arrived)
+	n := &r.nodes[q.node]
+	n.add(&r.pool, q.backend, -1)
+	if !q.sampled { // it would have taken at least so long
+		r.sample(q, max(r.now-q.arrived, float64(n.loads[q.backend].latency)/1e6))
 	}
+	q.left = true
 	r.measure.timeout(q.measured)
 }
 
+// slowest is the sample of what failed, in seconds: more than the kernel takes.
+const slowest = 10
+
 func (r *run) sample(q *request, seconds float64) {
-	if q.left && r.alg.Signal != "last-byte" {
+	if q.left {
 		return // the socket is gone
 	}
+	q.sampled = true
 	n := &r.nodes[q.node]
 	if t, ok := r.policy.(*trial); ok {
 		t.sample(n, q.backend, micros(seconds), r.now)

@@ -102,6 +102,9 @@ func (t *trial) cost(m int, l algo.Load, n *node) uint64 {
 	case t.halfLife > 0:
 		latency >>= min(l.Idle/t.halfLife, 31)
 	}
+	if l.Latency == 0 && l.Active > 0 {
+		latency = 1<<23 - 1
+	}
 	latency = rounded(min(max(latency, 1), 1<<23-1), t.bits)
 	return uint64(latency) * min(uint64(l.Active)+1, 1<<16-1) * uint64(factor)
 }

@@ -58,18 +58,25 @@ static __always_inline struct tuple forward_key(const struct tuple *reply, const
 	};
 }
 
+static __always_inline __u32 conn_signal(const struct conn *c)
+{
+	return (c->flags & CONN_SIGNAL) >> CONN_SIGNAL_SHIFT;
+}
+
 /* Counts the end of a connection. The bit CONN_CLOSED is set by exactly one caller. */
 static __always_inline void conn_close(struct conn *fwd)
 {
 	__u32 old = __sync_fetch_and_or(&fwd->state, CONN_CLOSED);
 
-	if (!(old & CONN_CLOSED))
-		count_closed(fwd->backend, !(old & CONN_REPLIED));
-}
-
-static __always_inline __u32 conn_signal(const struct conn *c)
-{
-	return (c->flags & CONN_SIGNAL) >> CONN_SIGNAL_SHIFT;
+	if (old & CONN_CLOSED)
+		return;
+	count_closed(fwd->backend, !(old & CONN_REPLIED));
+	if (!conn_signal(fwd) || old & CONN_MEASURED)
+		return;
+	if (old & CONN_REPLIED)
+		latency_add(fwd->backend, now_ms() - fwd->start, 1000 | LATENCY_AT_LEAST);
+	else
+		latency_add(fwd->backend, PICK_LATENCY_MAX, 1);
 }
 
 /* Adds bits to a forward entry's state, and counts the end when it has come. */
@@ -80,8 +87,10 @@ static __always_inline void conn_mark(struct conn *fwd, __u32 bits)
 	__u32 old = __sync_fetch_and_or(&fwd->state, bits & ~CONN_CLOSED);
 
 	if (bits & ends && !(old & ends) && old & CONN_REPLIED &&
-	    conn_signal(fwd) == SIGNAL_LAST_BYTE)
+	    conn_signal(fwd) == SIGNAL_LAST_BYTE) {
 		latency_add(fwd->backend, now_ms() - fwd->start, 1000);
+		__sync_fetch_and_or(&fwd->state, CONN_MEASURED);
+	}
 	if (close || ((old | bits) & fins) == fins)
 		conn_close(fwd);
 }
@@ -164,19 +173,27 @@ static __always_inline bool conn_restarts(const struct packet *pkt, const struct
 	return !(fwd->state & CONN_REPLIED) && !backend_usable(fwd->backend, fwd->gen);
 }
 
-/* Says whether a packet carries bytes for the application. */
+/*
+ * Says whether a TCP packet carries bytes for the application. The length is the IP
+ * header's: Ethernet may pad the packet.
+ */
 static __always_inline bool has_payload(struct __sk_buff *skb, const struct packet *pkt)
 {
-	__u8 offset = sizeof(struct udphdr) << 2;
+	__u32 at =
+		pkt->v4 ? offsetof(struct iphdr, tot_len) : offsetof(struct ipv6hdr, payload_len);
+	__be16 len = 0;
+	__u8 offset = 0;
 
 	if (pkt->frag_later)
 		return true;
-	if (pkt->t.proto == IPPROTO_TCP && load(skb, pkt->l4 + 12, &offset, sizeof(offset)))
+	if (load(skb, pkt->l4 + 12, &offset, sizeof(offset)) ||
+	    load(skb, pkt->l3 + at, &len, sizeof(len)))
 		return false;
-	return skb->len > pkt->l4 + (offset >> 4) * 4;
+	at = pkt->l3 + bpf_ntohs(len) + (pkt->v4 ? 0 : sizeof(struct ipv6hdr));
+	return at > pkt->l4 + (offset >> 4) * 4;
 }
 
-/* Takes the time of a connection from which bytes are awaited, if this packet ends it. */
+/* Takes the time of a connection if this packet ends it. Returns CONN_MEASURED or 0. */
 static __noinline int conn_measure(struct __sk_buff *skb, const struct packet *pkt, struct conn *c)
 {
 	if (pkt->tcp_flags & TCP_RST)
@@ -185,7 +202,7 @@ static __noinline int conn_measure(struct __sk_buff *skb, const struct packet *p
 		return 0;
 	c->flags &= ~CONN_SIGNAL;
 	latency_add(c->backend, now_us() - c->start, 1);
-	return 0;
+	return CONN_MEASURED;
 }
 
 /* Looks at a packet that a socket's time may end with, and removes the watch then. */
@@ -193,8 +210,7 @@ static __noinline int conn_watch(struct __sk_buff *skb, const struct packet *pkt
 {
 	struct tuple key = pkt->t;
 
-	conn_measure(skb, pkt, c);
-	if (!(c->flags & CONN_SIGNAL))
+	if (conn_measure(skb, pkt, c))
 		bpf_map_delete_elem(&conns, &key);
 	return TC_ACT_UNSPEC;
 }
@@ -218,7 +234,7 @@ static __always_inline void conn_reply(struct __sk_buff *skb, const struct packe
 
 	conn_touch(c);
 	if (c->flags & CONN_SIGNAL)
-		conn_measure(skb, pkt, c);
+		bits |= conn_measure(skb, pkt, c);
 	if (!(c->state & CONN_REPLIED) && !(pkt->tcp_flags & TCP_RST)) {
 		c->state |= CONN_REPLIED;
 		bits |= CONN_REPLIED;
@@ -307,8 +323,8 @@ static __noinline int conn_create(const struct tuple *key, const struct choice *
 	struct tuple rkey;
 	int err;
 
-	if (c->signal == SIGNAL_LAST_BYTE) {
-		fwd.flags |= SIGNAL_LAST_BYTE << CONN_SIGNAL_SHIFT;
+	if (c->signal) {
+		fwd.flags |= c->signal << CONN_SIGNAL_SHIFT;
 		fwd.start = now_ms();
 	}
 	err = conn_insert_reply(key, &fwd, c->signal);

@@ -42,13 +42,16 @@ __noinline int pick_undo(__u32 id)
 	return 0;
 }
 
+#define LATENCY_AT_LEAST (1U << 31) /* in a unit: it did not end, and took longer */
+
 /*
  * Adds how long something took, in units of so many us, to a backend's average. Of
- * two at a time one counts.
+ * two at a time one counts. What failed counts as PICK_LATENCY_MAX: a backend that
+ * refuses at once would be the fastest.
  */
 __noinline int latency_add(__u32 id, __u32 took, __u32 unit)
 {
-	__u64 us = (__u64)took * unit;
+	__u64 us = (__u64)took * (unit & ~LATENCY_AT_LEAST);
 	struct backend_stats *s = stats_of(id);
 	union {
 		__u64 word;
@@ -58,6 +61,8 @@ __noinline int latency_add(__u32 id, __u32 took, __u32 unit)
 	if (!s)
 		return 0;
 	old.word = READ_ONCE(*(__u64 *)&s->latency);
+	if (unit & LATENCY_AT_LEAST && us < old.l.us)
+		us = old.l.us;
 	new.l.at = now_ms();
 	new.l.us = pick_latency(old.l.us, us < PICK_LATENCY_MAX ? us : PICK_LATENCY_MAX,
 				new.l.at - old.l.at);

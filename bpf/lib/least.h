@@ -364,6 +364,8 @@ static __always_inline void bounds_lower(__u32 id, __u32 active)
 
 	if (!be)
 		return;
+	if ((int)active < 0) /* an end may be counted before its beginning */
+		active = 0;
 	if (be->place[SCOPE_CLUSTER] != NO_PLACE)
 		bound_lower(id, be->service, SCOPE_CLUSTER, be->place[SCOPE_CLUSTER], active);
 	if (be->place[SCOPE_LOCAL] != NO_PLACE)

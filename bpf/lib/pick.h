@@ -111,6 +111,8 @@ static __always_inline __u64 pick_cost_time(__u32 active, __u32 latency, __u32 i
 	__u32 t = latency >> pick_halvings(idle);
 	__u32 below;
 
+	if (!latency && active) /* it may never answer: one connection finds that out */
+		t = PICK_LATENCY_MAX;
 	if (!t)
 		t = 1;
 	if (t > PICK_LATENCY_MAX)

@@ -11,17 +11,28 @@ struct remote {
 	__u8 proto;
 };
 
+/* How a socket's connection ended. */
+enum sock_end {
+	SOCK_ENDED,
+	SOCK_FAILED,  /* it was refused, or nobody answered */
+	SOCK_GAVE_UP, /* the client did not wait for an answer */
+};
+
 /*
  * Counts the end of a socket's connection. Two witnesses tell of it, the state
  * machine and the release; the swap lets one of them count.
  */
-static __always_inline void sock_closed(struct sock_state *st, bool failed)
+static __always_inline void sock_closed(struct sock_state *st, enum sock_end how)
 {
+	__u32 unit = how == SOCK_GAVE_UP ? 1000 | LATENCY_AT_LEAST : 1000;
+
 	if (__sync_val_compare_and_swap(&st->count, SOCK_OPEN, SOCK_CLOSED) != SOCK_OPEN)
 		return;
-	count_closed(st->backend, failed);
-	if (st->signal == SIGNAL_LAST_BYTE && !failed)
-		latency_add(st->backend, (bpf_ktime_get_ns() - st->opened) / 1000000, 1000);
+	count_closed(st->backend, how != SOCK_ENDED);
+	if (how == SOCK_FAILED && st->signal)
+		latency_add(st->backend, PICK_LATENCY_MAX, 1);
+	else if (st->signal == SIGNAL_LAST_BYTE || (how == SOCK_GAVE_UP && st->signal))
+		latency_add(st->backend, (bpf_ktime_get_ns() - st->opened) / 1000000, unit);
 }
 
 static __always_inline bool addr_is_unspecified(const struct addr *a)
@@ -115,8 +126,9 @@ static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct remote
 	int err;
 
 	if (st) { /* connected before: that connection has ended */
-		sock_closed(st, false);
+		sock_closed(st, SOCK_ENDED);
 		st->vip_port = 0;
+		st->signal = SIGNAL_NONE;
 	}
 	if (sock_frontend(ctx, to, &fe))
 		return 0;

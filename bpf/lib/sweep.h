@@ -163,7 +163,7 @@ static __always_inline void recount_sock(struct bpf_iter__bpf_sk_storage_map *ct
 		return;
 	if (sk->__sk_common.skc_state == BPF_TCP_CLOSE &&
 	    bpf_ktime_get_ns() - st->opened > UNCONNECTED_AFTER)
-		sock_closed(st, false);
+		sock_closed(st, SOCK_ENDED);
 	else
 		recount(st->backend);
 }

@@ -84,7 +84,7 @@ static __always_inline struct backend_stats *table_stats(const struct table *t, 
 }
 
 /* What one more connection costs at member i with the given factor. */
-static __always_inline __u64 table_cost(const struct table *t, __u32 i, __u32 factor, __u32 now)
+static __noinline __u64 table_cost(const struct table *t, __u32 i, __u32 factor, __u32 now)
 {
 	struct backend_stats *s = table_stats(t, i);
 

@@ -256,8 +256,9 @@ enum conn_state {
 	CONN_REPLIED = 1 << 0, /* the backend answered */
 	CONN_FIN_CLIENT = 1 << 1,
 	CONN_FIN_BACKEND = 1 << 2,
-	CONN_CLOSED = 1 << 3, /* counted as closed */
-	CONN_ACKED = 1 << 4,  /* the client answered the backend's SYN-ACK */
+	CONN_CLOSED = 1 << 3,	/* counted as closed */
+	CONN_ACKED = 1 << 4,	/* the client answered the backend's SYN-ACK */
+	CONN_MEASURED = 1 << 5, /* its time was taken */
 };
 
 /*

@@ -17,6 +17,7 @@ import (
 type plane interface {
 	dataplane.Dataplane
 	dataplane.StatsReader
+	dataplane.LoadReader
 	Run(ctx context.Context) error
 	Writes() uint64 // changes of kernel state so far
 	Close() error   // leaves everything in the kernel

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/lbproxy/lbproxy/internal/config"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 const manifest = `
@@ -48,6 +50,7 @@ type fakePlane struct {
 	services map[string]*dataplane.Service
 	closed   bool
 	broken   error // Run fails with it
+	live     map[netip.AddrPort]uint64
 }
 
 func (p *fakePlane) Sync(_ context.Context, d dataplane.Delta) error {
@@ -75,6 +78,9 @@ func (p *fakePlane) Run(ctx context.Context) error {
 func (p *fakePlane) Stats() (dataplane.Stats, error) {
 	return dataplane.Stats{Maps: []dataplane.MapUsage{{Name: "services", Used: 1, Max: 2}}}, nil
 }
+
+// Live says the same of every Service.
+func (p *fakePlane) Live(lb.ServiceName) map[netip.AddrPort]uint64 { return p.live }
 
 func (p *fakePlane) Writes() uint64 { return 7 }
 

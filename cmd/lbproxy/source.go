@@ -62,14 +62,7 @@ func newSource(cfg config.Config, log *slog.Logger) (*source, error) {
 	if err := checkSource(cfg); err != nil {
 		return nil, err
 	}
-	opts := endpoints.Options{
-		NodeName:         cfg.NodeName,
-		Sources:          endpoints.KubernetesSources,
-		MasqueradeAll:    cfg.MasqueradeAll,
-		DenyExternalIPs:  !cfg.AllowExternalIPs,
-		CheckAlgorithm:   algo.Check,
-		DefaultAlgorithm: cfg.Algorithm,
-	}
+	opts := endpointOptions(cfg)
 	if cfg.Manifests != "" {
 		opts.Sources = []endpoints.Source{endpoints.Manifests}
 		store := endpoints.New(opts, log, nil)
@@ -89,6 +82,18 @@ func newSource(cfg config.Config, log *slog.Logger) (*source, error) {
 		g.Go(func() error { return events.Run(ctx, store.UID) })
 		return g.Wait()
 	}}, nil
+}
+
+func endpointOptions(cfg config.Config) endpoints.Options {
+	return endpoints.Options{
+		NodeName:          cfg.NodeName,
+		Sources:           endpoints.KubernetesSources,
+		MasqueradeAll:     cfg.MasqueradeAll,
+		DenyExternalIPs:   !cfg.AllowExternalIPs,
+		CheckAlgorithm:    algo.Check,
+		DefaultAlgorithm:  cfg.Algorithm,
+		IgnoreNodeWeights: !cfg.NodeWeights,
+	}
 }
 
 // newClients returns a client for whole objects and one for metadata.

@@ -105,6 +105,7 @@ func newNode(cfg config.Config, loader *config.Loader, src *source, dp plane, lo
 	opts := agent.Options{
 		Source:    src.store,
 		Dataplane: timed{dp, metrics.ObserveSync},
+		Loads:     dp,
 		Log:       log,
 		Algorithm: cfg.Algorithm,
 		SlowStart: cfg.SlowStart,

@@ -43,6 +43,7 @@ const (
 type Options struct {
 	Source    Source
 	Dataplane dataplane.Dataplane
+	Loads     dataplane.LoadReader // may be nil: then slow starts end without catching up
 	Log       *slog.Logger
 	Algorithm string                // of Services that name none
 	SlowStart time.Duration         // of Services that do not say it; 0: none
@@ -85,8 +86,8 @@ func New(o Options) (*Agent, error) {
 		defaults: defaults,
 		applied:  map[lb.ServiceName]*dataplane.Service{},
 	}
-	if r, ok := o.Dataplane.(dataplane.LoadReader); ok {
-		a.ledger.live = r.Live
+	if o.Loads != nil {
+		a.ledger.live = o.Loads.Live
 	}
 	return a, nil
 }

@@ -19,11 +19,17 @@ type Defaults struct {
 	SlowStart time.Duration // 0: none
 }
 
-// fill returns b with what it does not say. SlowStart is lb.NoSlowStart or more
-// than 0 in the result.
+// fill returns b with what it does not say, and without what says nothing to its
+// algorithm. SlowStart is lb.NoSlowStart or more than 0 in the result.
 func (d Defaults) fill(b lb.Balance) lb.Balance {
 	b.Algorithm = cmp.Or(b.Algorithm, d.Algorithm)
 	b.SlowStart = cmp.Or(b.SlowStart, d.SlowStart, lb.NoSlowStart)
+	if b.Algorithm != "hash" {
+		b.HashKey = lb.HashSource
+	}
+	if b.Algorithm != "ip-hash" {
+		b.Prefix4, b.Prefix6 = 0, 0
+	}
 	return b
 }
 

@@ -83,7 +83,7 @@ func TestCompileFillsInDefaults(t *testing.T) {
 		{lb.NoSlowStart, time.Minute, lb.NoSlowStart},
 	} {
 		svc := service("a", "10.244.0.1:80")
-		svc.Balance = lb.Balance{HashKey: lb.HashTuple, Prefix4: 24, Signal: lb.SignalLastByte, SlowStart: tc.own}
+		svc.Balance = lb.Balance{Signal: lb.SignalLastByte, SlowStart: tc.own}
 		got, err := Compile(svc, Defaults{Algorithm: "random", SlowStart: tc.cluster}, nil)
 		want := svc.Balance
 		want.Algorithm, want.SlowStart = "random", tc.want
@@ -118,5 +118,27 @@ func TestMemberIDIsStable(t *testing.T) {
 	}
 	if a, b := netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("[::ffff:10.0.0.1]:80"); memberID(a) != memberID(b) {
 		t.Errorf("memberID differs for %s and %s", a, b)
+	}
+}
+
+// TestSettingsOfOtherAlgorithmsAreDropped: dataplanes read a key and a prefix wherever
+// a table is hashed.
+func TestSettingsOfOtherAlgorithmsAreDropped(t *testing.T) {
+	all := lb.Balance{HashKey: lb.HashTuple, Prefix4: 24, Prefix6: 64}
+	for algorithm, want := range map[string]lb.Balance{
+		"hash":        {HashKey: lb.HashTuple},
+		"ip-hash":     {Prefix4: 24, Prefix6: 64},
+		"round-robin": {},
+	} {
+		svc := service("a", "10.244.0.1:80")
+		svc.Balance = all
+		got, err := Compile(svc, Defaults{Algorithm: algorithm}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Algorithm, want.SlowStart = algorithm, lb.NoSlowStart
+		if got.Balance != want {
+			t.Errorf("%s: %+v, want %+v", algorithm, got.Balance, want)
+		}
 	}
 }

@@ -345,3 +345,32 @@ func converge(r *rig, rng *rand.Rand) {
 		r.t.Errorf("status %+v", s)
 	}
 }
+
+// TestHeldServiceWakesNobody: what waits for a change or for its next attempt has no
+// steps in the meantime.
+func TestHeldServiceWakesNobody(t *testing.T) {
+	bad := slow(time.Hour, "a", one, two)
+	bad.Balance.Algorithm = "no-such"
+	for _, tc := range []struct {
+		name string
+		hold func(r *rig)
+		most int // wake-ups in ten minutes
+	}{
+		{"invalid", func(r *rig) { r.source.set("a", bad) }, 1},
+		{"refused", func(r *rig) { r.FailService(serviceName("a"), errFault) }, 30},
+		{"dataplane down", func(r *rig) { r.SetDown(errFault) }, 30},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, func(r *rig) {
+				r.source.set("a", slow(time.Hour, "a", one, two))
+				r.pass(time.Second)
+				tc.hold(r)
+				before := r.source.wakeups()
+				r.pass(10 * time.Minute)
+				if got := r.source.wakeups() - before; got > tc.most {
+					t.Errorf("%d wake-ups in 10 min, want at most %d", got, tc.most)
+				}
+			}, slow(time.Hour, "a", one))
+		})
+	}
+}

@@ -27,6 +27,7 @@ type source struct {
 	state map[lb.Object]lb.Change
 	dirty map[lb.Object]bool
 	taken bool
+	takes int
 }
 
 func newSource() *source {
@@ -43,6 +44,7 @@ func (s *source) Take() (changes []lb.Change, full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	full, s.taken = !s.taken, true
+	s.takes++
 	for obj := range s.dirty {
 		changes = append(changes, s.state[obj])
 	}
@@ -76,6 +78,13 @@ func (s *source) nudge() {
 	case s.wake <- struct{}{}:
 	default:
 	}
+}
+
+// wakeups returns how often the loop has looked for something to do.
+func (s *source) wakeups() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.takes
 }
 
 // services returns every Service of the present state.
@@ -165,7 +174,7 @@ func inBubble(t *testing.T, f func(r *rig), svcs ...*lb.Service) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &rig{Dataplane: fake.New(fake.Options{}), t: t, source: newSource(), began: time.Now(), done: make(chan error, 1)}
 		a, err := New(Options{
-			Source: r.source, Dataplane: r, Log: slog.New(slog.DiscardHandler), Algorithm: "random", Reporter: r,
+			Source: r.source, Dataplane: r, Loads: r, Log: slog.New(slog.DiscardHandler), Algorithm: "random", Reporter: r,
 			Observe: func(s float64) {
 				r.mu.Lock()
 				defer r.mu.Unlock()

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -35,8 +36,9 @@ type starts struct {
 }
 
 // noteStarts enters what changed from old to svc at the time given. A backend that
-// appears, or whose weight was 0, starts, unless there is no other one: then it has
-// to do all the work at once. old is nil for a new Service, where nothing starts.
+// appears, or whose weight was 0, starts. Where all are starting, those that came
+// first have to do all the work at once. old is nil for a new Service, where nothing
+// starts.
 func (l *ledger) noteStarts(old, svc *lb.Service, at time.Time) {
 	st := l.starting[svc.Name]
 	if l.defaults.fill(svc.Balance).SlowStart <= 0 {
@@ -65,9 +67,23 @@ func (l *ledger) noteStarts(old, svc *lb.Service, at time.Time) {
 			delete(st.since, addr)
 		}
 	}
-	if len(st.since) == 0 || len(st.since) == len(is) {
+	if len(st.since) == len(is) {
+		st.establishFirst()
+	}
+	if len(st.since) == 0 {
 		delete(l.starting, svc.Name)
 	}
+}
+
+// establishFirst ends the slow start of the backends that appeared first.
+func (st *starts) establishFirst() {
+	var first time.Time
+	for _, since := range st.since {
+		if first.IsZero() || since.Before(first) {
+			first = since
+		}
+	}
+	maps.DeleteFunc(st.since, func(_ netip.AddrPort, since time.Time) bool { return since.Equal(first) })
 }
 
 // serving returns the backends of either pool that take new connections, sorted.
@@ -93,13 +109,13 @@ func (l *ledger) ramps(svc *lb.Service, now time.Time) map[netip.AddrPort]uint16
 	}
 	duration := l.defaults.fill(svc.Balance).SlowStart
 	ramps := make(map[netip.AddrPort]uint16, len(st.since))
-	behind := sync.OnceValue(func() func(netip.AddrPort) bool { return l.behind(svc, st) })
+	behind := sync.OnceValue(func() map[netip.AddrPort]bool { return l.behind(svc, st) })
 	var arrived []netip.AddrPort
 	for addr, since := range st.since {
 		switch passed := max(now.Sub(since), 0); {
 		case passed < duration:
 			ramps[addr] = ramp(passed, duration)
-		case passed < catchUp*duration && behind()(addr):
+		case passed < catchUp*duration && behind()[addr]:
 			ramps[addr] = fullRamp - 1
 		default:
 			arrived = append(arrived, addr)
@@ -114,23 +130,31 @@ func (l *ledger) ramps(svc *lb.Service, now time.Time) map[netip.AddrPort]uint16
 	return ramps
 }
 
-// behind returns what tells whether a backend has fewer connections for its weight
-// than those of svc that are not starting, where that decides who gets the next.
-func (l *ledger) behind(svc *lb.Service, st *starts) func(netip.AddrPort) bool {
-	var live map[netip.AddrPort]uint64
-	if l.live != nil && algo.ByLoad(l.defaults.fill(svc.Balance).Algorithm) {
-		live = l.live(svc.Name)
+// behind returns the starting backends that have fewer connections for their weight
+// than their established peers on average, where that decides who gets the next. One
+// pool in which that is so is enough: each is balanced on its own.
+func (l *ledger) behind(svc *lb.Service, st *starts) map[netip.AddrPort]bool {
+	if l.live == nil || !algo.ByLoad(l.defaults.fill(svc.Balance).Algorithm) {
+		return nil
 	}
-	weights := map[netip.AddrPort]uint64{}
-	var connections, weight uint64 // of those that are not starting
-	for _, be := range svc.Cluster.Backends {
-		weights[be.Addr] = uint64(be.Weight)
-		if _, starts := st.since[be.Addr]; !starts && be.Weight > 0 {
-			connections += live[be.Addr]
-			weight += uint64(be.Weight)
+	live, behind := l.live(svc.Name), map[netip.AddrPort]bool{}
+	for _, sc := range []lb.Scope{lb.ScopeCluster, lb.ScopeLocal} {
+		backends := svc.Pool(sc).Backends
+		var connections, weight uint64 // of those that are not starting
+		for _, be := range backends {
+			if _, starts := st.since[be.Addr]; !starts && be.Weight > 0 {
+				connections += live[be.Addr]
+				weight += uint64(be.Weight)
+			}
+		}
+		for _, be := range backends {
+			_, starts := st.since[be.Addr]
+			if starts && live[be.Addr]*weight < connections*uint64(be.Weight) {
+				behind[be.Addr] = true
+			}
 		}
 	}
-	return func(addr netip.AddrPort) bool { return live[addr]*weight < connections*weights[addr] }
+	return behind
 }
 
 // ramp is linear from minRamp at 0 to just below fullRamp before duration.
@@ -182,16 +206,18 @@ func onStep(t time.Time) time.Time {
 	return t
 }
 
-// dueSteps returns the Services whose next step has come. One that failed waits
-// for its next attempt, and has its ramps brought up to date then.
+// held tells whether name waits for its next attempt or for a change. Its ramps are
+// brought up to date then, so its steps need no wake-up.
+func (l *ledger) held(name lb.ServiceName) bool {
+	_, waits := l.waiting[name]
+	return waits || l.invalid[name] != nil
+}
+
+// dueSteps returns the Services whose next step has come.
 func (l *ledger) dueSteps(now time.Time) []lb.ServiceName {
 	var due []lb.ServiceName
 	for name, st := range l.starting {
-		if st.next.After(now) {
-			continue
-		}
-		if _, waits := l.waiting[name]; waits || l.invalid[name] != nil {
-			st.next = onStep(now.Add(rampStep))
+		if st.next.After(now) || l.held(name) {
 			continue
 		}
 		due = append(due, name)
@@ -204,7 +230,10 @@ func (l *ledger) stepTime() (at time.Time, ok bool) {
 	if l.full { // which brings everything up to date
 		return at, false
 	}
-	for _, st := range l.starting {
+	for name, st := range l.starting {
+		if l.held(name) {
+			continue
+		}
 		if !ok || st.next.Before(at) {
 			at, ok = st.next, true
 		}

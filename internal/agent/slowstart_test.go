@@ -443,37 +443,25 @@ func TestHashingAlgorithmsHaveNoSteps(t *testing.T) {
 	}
 }
 
-// TestCatchingUp: a backend whose slow start is over goes on with it as long as it
-// has fewer connections than its peers, if the algorithm would send all new ones to it.
-func TestCatchingUp(t *testing.T) {
-	for _, tc := range []struct {
-		name, algorithm string
-		live            map[string]uint64 // from the 25th second on
-		end             time.Duration     // of the slow start
-	}{
-		{"it has as many as its peers", "least-connection", map[string]uint64{one: 30, two: 10, three: 20}, 25 * time.Second},
-		{"it has as many for its latency", "least-time", map[string]uint64{one: 20, two: 20, three: 20}, 25 * time.Second},
-		{"it never has", "power-of-two", map[string]uint64{one: 20, two: 20, three: 19}, catchUp * shortly},
-		{"nobody has any", "least-connection", nil, 25 * time.Second},
-		{"nobody looks at connections", "round-robin", map[string]uint64{one: 20, two: 20}, shortly},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			before, after := slow(shortly, "a", one, two), slow(shortly, "a", one, two, three)
-			before.Balance.Algorithm, after.Balance.Algorithm = tc.algorithm, tc.algorithm
-			inBubble(t, func(r *rig) {
-				r.setLive(map[string]uint64{one: 20, two: 20})
-				r.source.set("a", after)
-				r.pass(25*time.Second - time.Millisecond)
-				r.setLive(tc.live)
-				r.pass(time.Hour)
-				calls := r.since(1)
-				last := calls[len(calls)-1]
-				r.compiled(last, after, nil)
-				if late := last.at - tc.end; late < 0 || late > 200*time.Millisecond {
-					t.Errorf("its slow start ended at %v, want %v", last.at, tc.end)
-				}
-				r.steady(1 + len(calls))
-			}, before)
-		})
-	}
+// TestRollingUpdateShorterThanSlowStart: when the last of the old backends leaves, all
+// are starting. The first of the new ones takes over and shelters the others.
+func TestRollingUpdateShorterThanSlowStart(t *testing.T) {
+	const d, every = time.Minute, 10 * time.Second
+	olds := []string{"10.244.0.1:80", "10.244.0.2:80", "10.244.0.3:80"}
+	news := []string{"10.244.1.1:80", "10.244.1.2:80", "10.244.1.3:80"}
+	inBubble(t, func(r *rig) {
+		var last *lb.Service
+		for i := range olds { // one more, then one less
+			r.pass(every)
+			r.source.set("a", slow(d, "a", slices.Concat(news[:i+1], olds[i:])...))
+			synctest.Wait()
+			last = slow(d, "a", slices.Concat(news[:i+1], olds[i+1:])...)
+			r.source.set("a", last)
+			synctest.Wait()
+		}
+		calls := r.since(0)
+		r.compiled(calls[len(calls)-1], last, map[string]time.Duration{news[1]: every, news[2]: 0})
+		r.pass(d + time.Second)
+		r.steady(len(r.since(0)))
+	}, slow(d, "a", olds...))
 }

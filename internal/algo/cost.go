@@ -24,9 +24,14 @@ func CostConns(l Load, f uint32) uint64 {
 // latency * (connections + 1) * f. f is at most 2^24. A latency halves with each
 // 30 s in which the member got no connection and was not measured, so that a slow
 // one is tried again; of what is left the three leading bits count, so that members which differ by
-// less share the connections. An unknown latency is the lowest one.
+// less share the connections. An unknown latency is
+// the lowest one for the first connection and the highest for others: a member that
+// never answers gets one at a time.
 func CostTime(l Load, f uint32) uint64 {
 	t := l.Latency >> min(l.Idle/halfLife, 31)
+	if l.Latency == 0 && l.Active > 0 {
+		t = maxLatency
+	}
 	t = min(max(t, 1), maxLatency)
 	t &= ^uint32(0) << max(bits.Len32(t)-3, 0)
 	return uint64(t) * min(uint64(l.Active)+1, maxTimeActive) * uint64(f)

@@ -82,8 +82,8 @@ func TestStarterNeverGetsMoreThanItsShare(t *testing.T) {
 					}
 					fair := float64(picks) / float64(len(ms))
 					limit := 1.25 * float64(ramp) / 65536 * fair
-					if name == "random" || name == "round-robin" {
-						limit = 1.25 * fair // their ramp is towards the others' shares
+					if name == "random" || name == "round-robin" || 2*starting > len(ms) {
+						limit = 1.25 * fair // their ramp is towards the others' shares, or raised
 					}
 					limit += 5 * math.Sqrt(limit)
 					for i := range starting {
@@ -195,6 +195,8 @@ func TestCosts(t *testing.T) {
 	}{
 		{Load{}, 1, 1, 1},
 		{Load{Active: 4, Latency: 100}, 3, 15, 96 * 5 * 3},
+		{Load{Active: 1}, 1, 2, (1<<23 - 1<<20) * 2},
+		{Load{Active: 1, Idle: huge}, 1, 2, (1<<23 - 1<<20) * 2},
 		{Load{Latency: 7}, 1, 1, 7},
 		{Load{Latency: 15}, 1, 1, 14},
 		{Load{Latency: 1000, Idle: 29999}, 1, 1, 896},

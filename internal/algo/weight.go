@@ -3,8 +3,8 @@
 package algo
 
 import (
-	"math/bits"
 	"slices"
+	"sort"
 )
 
 // maxFactor is the largest factor, and the resolution of those that are rounded.
@@ -41,44 +41,67 @@ func uniform(ms []Member) bool {
 const rampUnit = 4096
 
 // rampedWeights returns the weights that members have for now, in units of
-// 1/rampUnit if some are starting. A starter has its ramp's part of its weight,
-// and less if it would get more than 5/4 of its fair share, which is its full
-// weight's among all full weights: that happens when most are starting.
+// 1/rampUnit if some are starting. A starter has its ramp's part of its weight. Where
+// most members are starting, two things limit that. No starter gets more than 5/4 of
+// its fair share, which is its full weight's among all full weights. And the parts of
+// all starters are raised by one factor, such that the others get no more than twice
+// their fair share.
 func rampedWeights(ms []Member) []uint64 {
-	var full, part, most uint64 // of all; of starters, in 1/65536; the largest ramp
+	var full, established uint64
 	ws := make([]uint64, len(ms))
 	for i, m := range ms {
 		ws[i] = uint64(m.Weight)
 		full += uint64(m.Weight)
-		if isStarter(m) {
-			part += uint64(m.Weight) * uint64(m.Ramp)
-			most = max(most, uint64(m.Ramp))
-		}
-	}
-	if part == 0 {
-		return ws
-	}
-	var established uint64
-	for _, m := range ms {
 		if !isStarter(m) {
 			established += uint64(m.Weight)
 		}
 	}
-	// Starters with x times their ramped weights: x*most/(established + x*part)
-	// is at most 5/4 * 1/full.
-	num, den := uint64(1), uint64(1)
-	if 4*most*full > 5*(established<<16+part) {
-		num, den = 5*established<<16, 4*most*full-5*part
+	if established == full {
+		return ws
 	}
-	for i, m := range ms {
-		ws[i] *= rampUnit
-		if isStarter(m) {
-			hi, lo := bits.Mul64(uint64(m.Weight)*uint64(m.Ramp)*rampUnit>>16, num)
-			q, _ := bits.Div64(hi, lo, den)
-			ws[i] = max(1, q)
+	const half = 5 << 16 / 8 // the largest ramp, where all ramped weights are half of full
+	if sum := established<<16 + rampedSum(ms, half); sum < full<<15 {
+		parts, limits := make([]uint64, len(ms)), make([]uint64, len(ms))
+		for i, m := range ms {
+			parts[i], limits[i] = ramped(m, half), half*ws[i]
 		}
+		raise(parts, limits, full<<15-established<<16)
+		for i, m := range ms {
+			ws[i] = rampedWeight(m, parts[i])
+		}
+		return ws
+	}
+	limit := half + sort.Search(1<<16-half, func(more int) bool {
+		next := half + uint64(more) + 1
+		return next*4*full > 5*(established<<16+rampedSum(ms, next))
+	})
+	for i, m := range ms {
+		ws[i] = rampedWeight(m, ramped(m, uint64(limit)))
 	}
 	return ws
+}
+
+// ramped returns the part of m's weight, in 1/65536, that its ramp leaves it if that
+// is at most limit. It is 0 for members that are not starting.
+func ramped(m Member, limit uint64) uint64 {
+	return uint64(m.Weight) * min(uint64(m.Ramp), limit)
+}
+
+// rampedSum returns the sum of what ramped returns.
+func rampedSum(ms []Member, limit uint64) (sum uint64) {
+	for _, m := range ms {
+		sum += ramped(m, limit)
+	}
+	return sum
+}
+
+// rampedWeight returns the weight of m in units of 1/rampUnit. part is the part that
+// it has if it is starting, in 1/65536.
+func rampedWeight(m Member, part uint64) uint64 {
+	if !isStarter(m) {
+		return uint64(m.Weight) * rampUnit
+	}
+	return max(1, part*rampUnit>>16)
 }
 
 // equal says whether all weights are the same.
@@ -133,29 +156,67 @@ func commonMultiple(ms []Member, limit uint64) (multiple uint64, ok bool) {
 	return multiple, true
 }
 
+// chanceBits is the resolution of chances while they are computed; those in a table
+// have 16 bits.
+const chanceBits = 28
+
 // starters returns the members in slow start as chance<<16 | index, or nil. Of
 // k starters each is drawn with probability 1/k and then has its chance, which
-// is such that it is a candidate in at most 5/4 * ramp * its fair share of all
-// picks. That limits it even though it costs less than all others.
+// is such that it is a candidate in 5/4 * ramp * its fair share of all picks. That
+// limits it even though it costs less than all others.
+//
+// Where most members are starting, the others would get nearly everything. Then all
+// chances are raised by one factor, such that the others get no more than twice their
+// fair share, but no chance to more than 5/4 of the starter's fair share.
 func starters(ms []Member) []uint32 {
-	var count, full uint64
+	var count, full, part uint64 // part: of full, the starters' weight
 	for _, m := range ms {
 		full += uint64(m.Weight)
 		if isStarter(m) {
 			count++
+			part += uint64(m.Weight)
 		}
 	}
 	if count == 0 {
 		return nil
 	}
-	words := make([]uint32, 0, count)
+	var chances, limits []uint64
+	var indexes []uint32
 	for i, m := range ms {
 		if isStarter(m) {
-			chance := min(count*5*uint64(m.Ramp)*uint64(m.Weight)/(4*full), 1<<16-1)
-			words = append(words, uint32(chance)<<16|uint32(i))
+			limit := count * 5 * uint64(m.Weight) << (chanceBits - 2) / full
+			chance := count * 5 * uint64(m.Ramp) * uint64(m.Weight) << (chanceBits - 18) / full
+			limits = append(limits, min(limit, 1<<chanceBits))
+			chances = append(chances, min(chance, limit, 1<<chanceBits))
+			indexes = append(indexes, uint32(i))
 		}
 	}
-	return words
+	if established := full - part; full > 2*established {
+		raise(chances, limits, count*((full-2*established)<<chanceBits/full))
+	}
+	for i, c := range chances {
+		const drop = chanceBits - 16
+		indexes[i] |= uint32(min(max((c+1<<drop-1)>>drop, 1), 1<<16-1)) << 16
+	}
+	return indexes
+}
+
+// raise multiplies xs by the smallest factor of at least 1 that makes their sum at
+// least want, or as much as limits permits. xs are below 1<<32; xs[i] stays at most
+// limits[i].
+func raise(xs, limits []uint64, want uint64) {
+	const one, most = 1 << 16, 1 << 32 // factors; a ramp is at least 1/most of one
+	raised := func(i int, factor uint64) uint64 { return min(xs[i]*factor/one, limits[i]) }
+	factor := one + sort.Search(most-one, func(f int) bool {
+		var sum uint64
+		for i := range xs {
+			sum += raised(i, one+uint64(f))
+		}
+		return sum >= want
+	})
+	for i := range xs {
+		xs[i] = raised(i, uint64(factor))
+	}
 }
 
 func gcd(a, b uint64) uint64 {

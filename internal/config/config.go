@@ -46,6 +46,7 @@ type Config struct {
 	NodePortAddresses []netip.Prefix // nil: all addresses of the node
 	MasqueradeAll     bool
 	AllowExternalIPs  bool
+	NodeWeights       bool // all Nodes are watched for their weights
 
 	HealthzBindAddress  netip.AddrPort // zero: no server
 	MetricsBindAddress  netip.AddrPort // zero: no server
@@ -72,6 +73,7 @@ func Default() Config {
 		BPFFS:              "/sys/fs/bpf",
 		StateDir:           "/run/lbproxy",
 		AllowExternalIPs:   true,
+		NodeWeights:        true,
 		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:10256"),
 		MetricsBindAddress: netip.MustParseAddrPort("127.0.0.1:10249"),
 		LogFormat:          Text,
@@ -101,6 +103,7 @@ func (l *Loader) register(checkAlgorithm func(string) error) {
 	add(l, &c.NodePortAddresses, "nodeport-addresses", "list", "serve NodePorts only at the node's addresses within these ranges; default: at all", prefixes, formatPrefixes)
 	addBool(l, &c.MasqueradeAll, "masquerade-all", "masquerade every caller of a cluster IP on the packet path")
 	addBool(l, &c.AllowExternalIPs, "allow-external-ips", "serve spec.externalIPs of Services")
+	addBool(l, &c.NodeWeights, "node-weights", "follow the weights of Nodes, for which all Nodes are watched; false: only this one, and they do not count")
 
 	add(l, &c.HealthzBindAddress, "healthz-bind-address", "ip:port", "where /healthz and /livez are served; empty: nowhere", bindAddress(10256), formatAddrPort)
 	add(l, &c.MetricsBindAddress, "metrics-bind-address", "ip:port", "where /metrics is served; empty: nowhere", bindAddress(10249), formatAddrPort)

@@ -91,6 +91,7 @@ clusterCIDR: 10.244.0.0/16,fd00::/48
 nodePortAddresses: [192.0.2.0/24]
 masqueradeAll: true
 allowExternalIPs: false
+nodeWeights: false
 healthzBindAddress: ":20256"
 metricsBindAddress: "::1"
 bindAddressHardFail: yes

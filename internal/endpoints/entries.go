@@ -87,7 +87,7 @@ func (s *Store) putSlice(sl *slice) {
 		return
 	}
 	old := e.slices[i]
-	if sl.weight != nil {
+	if sl.weight != nil && sl.uid == old.uid {
 		sl.weight.keep(old.weight)
 	}
 	if old.equal(sl) {

@@ -12,6 +12,7 @@ import (
 	discovery "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
@@ -41,15 +42,15 @@ var (
 )
 
 // RunKubernetes keeps s equal to what the API server has until ctx is done: the
-// Services that are for us, their EndpointSlices, the metadata of Nodes, and that of
-// Pods with a weight. Listing, watching, their backoff and the log of their errors,
+// Services that are for us, their EndpointSlices, the metadata of Nodes (of the own
+// one alone if weights of Nodes are ignored), and that of Pods with a weight. Listing, watching, their backoff and the log of their errors,
 // by klog, are client-go's; s itself is the only cache.
 func RunKubernetes(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, s *Store) error {
 	partial := &metav1.PartialObjectMetadata{}
 	reflectors := []*cache.Reflector{
 		reflector(client, serviceWatch(client), newServiceSink(s), Services, &v1.Service{}),
 		reflector(client, sliceWatch(client), newSliceSink(s), EndpointSlices, &discovery.EndpointSlice{}),
-		reflector(meta, nodeWatch(meta), newNodeSink(s), Nodes, partial),
+		reflector(meta, nodeWatch(meta, &s.opts), newNodeSink(s), Nodes, partial),
 		reflector(meta, optional(podWatch(meta), s), newPodSink(s), Pods, partial),
 	}
 	var wg sync.WaitGroup
@@ -73,12 +74,16 @@ func (s *Store) awaitPods(ctx context.Context) {
 		return
 	case <-time.After(podsPatience):
 	}
-	s.mu.Lock()
-	late := s.waiting[Pods]
-	s.mu.Unlock()
-	if late {
-		s.giveUpPods(fmt.Errorf("were not listed within %s", podsPatience))
-	}
+	s.giveUpLatePods()
+}
+
+// giveUpLatePods gives Pods up unless they have been listed.
+func (s *Store) giveUpLatePods() {
+	s.locked(func() {
+		if s.waiting[Pods] {
+			s.giveUpPods(fmt.Errorf("were not listed within %s", podsPatience))
+		}
+	})
 }
 
 // optional makes lw, of Pods, give up where a list is forbidden: in a cluster with
@@ -88,7 +93,7 @@ func optional(lw *cache.ListWatch, s *Store) *cache.ListWatch {
 	lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 		got, err := list(ctx, o)
 		if apierrors.IsForbidden(err) {
-			s.giveUpPods(err)
+			s.locked(func() { s.giveUpPods(err) })
 			select {
 			case <-ctx.Done():
 			case <-time.After(podsForbidden):
@@ -117,9 +122,9 @@ type resource[L runtime.Object] interface {
 	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
-func listWatch[L runtime.Object](r resource[L], labels, fields string) *cache.ListWatch {
+func listWatch[L runtime.Object](r resource[L], byLabel, byField string) *cache.ListWatch {
 	narrow := func(o metav1.ListOptions) metav1.ListOptions {
-		o.LabelSelector, o.FieldSelector = labels, fields
+		o.LabelSelector, o.FieldSelector = byLabel, byField
 		return o
 	}
 	return &cache.ListWatch{
@@ -140,8 +145,14 @@ func sliceWatch(c kubernetes.Interface) *cache.ListWatch {
 	return listWatch(c.DiscoveryV1().EndpointSlices(metav1.NamespaceAll), sliceLabels, "")
 }
 
-func nodeWatch(c metadata.Interface) *cache.ListWatch {
-	return listWatch(c.Resource(nodeResource), "", "")
+// nodeWatch sees all Nodes if their weights count, and the own one for its zone if
+// not: annotations cannot be selected.
+func nodeWatch(c metadata.Interface, o *Options) *cache.ListWatch {
+	only := ""
+	if o.IgnoreNodeWeights {
+		only = fields.OneTermEqualSelector(metav1.ObjectNameField, o.NodeName).String()
+	}
+	return listWatch(c.Resource(nodeResource), "", only)
 }
 
 // podWatch sees Pods with a weight only: another one costs nothing.
@@ -150,7 +161,8 @@ func podWatch(c metadata.Interface) *cache.ListWatch {
 }
 
 // compact stands for an API object in a reflector's temporary store: only the
-// parsed form and the name live until the list is complete.
+// parsed form and the name live until the list is complete. What
+// else an object has, its managed fields above all, is let go at once.
 type compact struct {
 	*metav1.ObjectMeta
 	namespace, name string
@@ -179,7 +191,7 @@ func (s *Store) parse(src Source, in any) (*compact, error) {
 		if src == Pods {
 			return &compact{noMeta, obj.Namespace, obj.Name, parsePod(&obj.ObjectMeta)}, nil
 		}
-		return &compact{noMeta, "", obj.Name, parseNode(&obj.ObjectMeta)}, nil
+		return &compact{noMeta, "", obj.Name, parseNode(&obj.ObjectMeta, &s.opts)}, nil
 	}
 	return nil, fmt.Errorf("unexpected type %T", in)
 }
@@ -256,8 +268,10 @@ func (k *sink[P]) Replace(in []any, _ string) error {
 		list = append(list, p)
 		in[i] = nil // the list is ours: let go of what was read
 	}
-	k.store.locked(func() { k.replace(list) })
-	k.store.MarkSynced(k.source)
+	k.store.locked(func() {
+		k.replace(list)
+		k.store.markSynced(k.source)
+	})
 	return nil
 }
 

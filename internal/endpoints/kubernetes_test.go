@@ -263,7 +263,7 @@ func TestSelectorsOfListsAndWatches(t *testing.T) {
 			return false, nil, nil
 		})
 	}
-	for _, lw := range []*cache.ListWatch{serviceWatch(client), sliceWatch(client), nodeWatch(client.meta), podWatch(client.meta)} {
+	for _, lw := range []*cache.ListWatch{serviceWatch(client), sliceWatch(client), nodeWatch(client.meta, &Options{NodeName: thisNode}), podWatch(client.meta)} {
 		if _, err := lw.ListWithContext(t.Context(), metav1.ListOptions{}); err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -22,6 +23,7 @@ import (
 // handed to a Store.
 type slice struct {
 	obj       lb.Object // the slice's own name
+	uid       types.UID
 	service   string    // the Service's name; empty: belongs to nobody
 	family    lb.Family // 0 when the address type is not an IP family
 	weight    *weight   // nil: it says nothing
@@ -30,9 +32,9 @@ type slice struct {
 	problems  []Problem
 }
 
-// equal tells whether s and t resolve alike.
+// equal tells whether s and t are one slice that says the same.
 func (s *slice) equal(t *slice) bool {
-	return s.obj == t.obj && s.service == t.service && s.family == t.family && s.weight.equal(t.weight) &&
+	return s.obj == t.obj && s.uid == t.uid && s.service == t.service && s.family == t.family && s.weight.equal(t.weight) &&
 		slices.Equal(s.ports, t.ports) && slices.Equal(s.endpoints, t.endpoints) &&
 		slices.EqualFunc(s.problems, t.problems, Problem.same)
 }
@@ -104,7 +106,7 @@ func (z zoneSet) has(zone string) bool {
 
 // parseSlice reads what matters of in, as seen from the node o names.
 func parseSlice(in *discovery.EndpointSlice, o *Options) *slice {
-	s := &slice{obj: lb.Object{Namespace: in.Namespace, Name: in.Name}}
+	s := &slice{obj: lb.Object{Namespace: in.Namespace, Name: in.Name}, uid: in.UID}
 	if _, headless := in.Labels[labelHeadless]; headless {
 		return s
 	}
@@ -224,8 +226,11 @@ func parseEndpointIP(text string) (netip.Addr, error) {
 }
 
 // parseNode returns the zone and the weight of in.
-func parseNode(in *metav1.ObjectMeta) *node {
+func parseNode(in *metav1.ObjectMeta, o *Options) *node {
 	n := newNode(in.Name)
-	n.zone, n.weighed.weight = in.Labels[v1.LabelTopologyZone], readWeight(in.Annotations)
+	n.zone, n.weighed.uid = in.Labels[v1.LabelTopologyZone], in.UID
+	if !o.IgnoreNodeWeights {
+		n.weighed.weight = readWeight(in.Annotations)
+	}
 	return n
 }

@@ -84,7 +84,9 @@ const (
 )
 
 // topologyOf reads the hints of the ready endpoints. It is all or nothing: one
-// ready endpoint without a hint, or none for here, and that kind is ignored.
+// ready endpoint without a hint, or none for here, and that kind is ignored. An
+// endpoint of weight 0 takes no connection, so it is none for here: a zone whose
+// endpoints are all drained uses those of others.
 func topologyOf(cs []candidate, zone string) topology {
 	readyOnes := 0
 	allNode, allZone := true, true
@@ -95,9 +97,9 @@ func topologyOf(cs []candidate, zone string) topology {
 		}
 		readyOnes++
 		allNode = allNode && c.flags.has(hasNodeHints)
-		hereNode = hereNode || c.flags.has(hintsThisNode)
+		hereNode = hereNode || c.weight > 0 && c.flags.has(hintsThisNode)
 		allZone = allZone && !c.zones.empty()
-		hereZone = hereZone || zone != "" && c.zones.has(zone)
+		hereZone = hereZone || c.weight > 0 && zone != "" && c.zones.has(zone)
 	}
 	switch {
 	case readyOnes == 0:
@@ -111,7 +113,8 @@ func topologyOf(cs []candidate, zone string) topology {
 }
 
 // clusterPool returns the ready endpoints that the topology prefers; without a
-// ready one, those that still serve while they terminate.
+// ready one, those that still serve while they terminate. A ready one of weight 0 is
+// a ready one: who drains everything wants a refusal, not what is about to go.
 func clusterPool(cs []candidate, zone string) []lb.Backend {
 	t := topologyOf(cs, zone)
 	bs := choose(cs, func(c candidate) bool {
@@ -134,9 +137,12 @@ func localPool(cs []candidate) []lb.Backend {
 	return bs
 }
 
-// anyUsable tells whether some endpoint anywhere could serve.
-func anyUsable(cs []candidate) bool {
-	return slices.ContainsFunc(cs, func(c candidate) bool { return c.flags.has(ready) || c.flags.fallback() })
+// usableElsewhere tells whether some endpoint of another node could take new
+// connections.
+func usableElsewhere(cs []candidate) bool {
+	return slices.ContainsFunc(cs, func(c candidate) bool {
+		return !c.flags.has(local) && c.weight > 0 && (c.flags.has(ready) || c.flags.fallback())
+	})
 }
 
 func choose(cs []candidate, want func(candidate) bool) []lb.Backend {

@@ -4,7 +4,7 @@ package endpoints
 
 import (
 	"cmp"
-	"fmt"
+	"errors"
 	"slices"
 	"strings"
 
@@ -103,12 +103,12 @@ type problems struct {
 	object lb.Object
 	prefix string // put before every field
 	all    []Problem
-	more   int // how many were left out
+	more   bool // some were left out
 }
 
 func (p *problems) add(field, reason string, err error) {
 	if len(p.all) >= maxProblems {
-		p.more++
+		p.more = true
 		return
 	}
 	p.all = append(p.all, Problem{p.kind, p.object, p.prefix + field, reason, err})
@@ -116,10 +116,11 @@ func (p *problems) add(field, reason string, err error) {
 
 // list returns what was collected.
 func (p *problems) list() []Problem {
-	if p.more == 0 {
+	if !p.more {
 		return p.all
 	}
-	rest := fmt.Errorf("and %d more problems", p.more)
+	// Without the number: each would be another problem, and another Event.
+	rest := errors.New("and more problems")
 	return append(p.all, Problem{p.kind, p.object, strings.TrimSuffix(p.prefix, "."), ReasonTooMany, rest})
 }
 

@@ -27,6 +27,10 @@ type Options struct {
 	// DefaultAlgorithm is that of Services that name none; empty: not known. It only
 	// tells which annotations have no effect.
 	DefaultAlgorithm string
+
+	// IgnoreNodeWeights makes the weights of Nodes count for nothing. RunKubernetes
+	// watches only the own Node then.
+	IgnoreNodeWeights bool
 }
 
 // Resolve returns one lb.Service for each port and family of svc on the node that
@@ -85,7 +89,8 @@ func resolve(
 }
 
 // weightless returns the problems of pools whose backends all have weight 0: new
-// connections get what they get from a pool without backends.
+// connections get what they get from a pool without backends. How many there are is
+// not said: a drained Service that is scaled has the same problem still.
 func weightless(s *lb.Service) (ps []Problem) {
 	for _, sc := range []lb.Scope{lb.ScopeCluster, lb.ScopeLocal} {
 		bs := s.Pool(sc).Backends
@@ -98,7 +103,7 @@ func weightless(s *lb.Service) (ps []Problem) {
 		}
 		ps = append(ps, Problem{
 			Kind: KindService, Object: s.Name.Object, Field: s.Name.String(), Reason: ReasonNoWeight,
-			Err: fmt.Errorf("all %d endpoints%s have weight 0: new connections find none", len(bs), where),
+			Err: fmt.Errorf("all endpoints%s have weight 0: new connections find none", where),
 		})
 	}
 	return ps
@@ -125,7 +130,9 @@ func keep(fes []lb.Frontend, lost func(lb.Frontend) *Problem) (kept []lb.Fronten
 	return kept, ps
 }
 
-// pools chooses the backends of u, for each scope that its frontends use.
+// pools chooses the backends of u, for each scope that its frontends use. A local
+// pool that takes no connections drops them if another node would take them, as the
+// sender should soon go there, and refuses them if none would.
 func pools(u unit, from []*slice, zone string, ws weights) (cluster, local lb.Pool) {
 	cs := gather(u.name, from, ws)
 	useCluster, useLocal := u.uses()
@@ -134,7 +141,7 @@ func pools(u unit, from []*slice, zone string, ws weights) (cluster, local lb.Po
 	}
 	if useLocal {
 		local.Backends = localPool(cs)
-		if anyUsable(cs) {
+		if usableElsewhere(cs) {
 			local.Empty = lb.Drop
 		}
 	}

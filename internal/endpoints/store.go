@@ -115,7 +115,9 @@ func (s *Store) DeleteSlice(obj lb.Object) { s.locked(func() { s.dropSlice(obj) 
 
 // UpsertNode takes over the weight of a Node, and the zone of the own one. Nothing
 // else of a Node matters.
-func (s *Store) UpsertNode(n *metav1.ObjectMeta) { s.locked(func() { s.putNode(parseNode(n)) }) }
+func (s *Store) UpsertNode(n *metav1.ObjectMeta) {
+	s.locked(func() { s.putNode(parseNode(n, &s.opts)) })
+}
 
 // DeleteNode forgets a Node. One that is not there is no error.
 func (s *Store) DeleteNode(name string) { s.locked(func() { s.putNode(newNode(name)) }) }
@@ -159,12 +161,11 @@ var ownerPods = owner{KindPod, lb.Object{Name: "*"}}
 // giveUpPods reports that Pods cannot be listed, and goes on as if there were none
 // with a weight: weights are not worth a node without Services. What was known
 // stays, and the list is used when it comes.
+// s.mu is held.
 func (s *Store) giveUpPods(err error) {
-	s.locked(func() {
-		err = fmt.Errorf("%w: weights of Pods are not known", err)
-		s.setProblems(ownerPods, []Problem{{KindPod, ownerPods.object, "", ReasonNotListed, err}})
-		s.markSynced(Pods)
-	})
+	err = fmt.Errorf("%w: weights of Pods are not known", err)
+	s.setProblems(ownerPods, []Problem{{KindPod, ownerPods.object, "", ReasonNotListed, err}})
+	s.markSynced(Pods)
 }
 
 // Dirty has a value when Take may have something. Its capacity is 1: a burst of

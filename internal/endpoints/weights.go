@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -59,7 +60,8 @@ func (w *weight) equal(o *weight) bool {
 type weighed struct {
 	kind   string
 	obj    lb.Object
-	weight *weight // nil: it has none
+	uid    types.UID // empty in manifests
+	weight *weight   // nil: it has none
 }
 
 // field returns where the weight is.
@@ -72,7 +74,7 @@ func (w *weighed) field() string {
 
 // parsePod reads the weight of a Pod.
 func parsePod(in *metav1.ObjectMeta) *weighed {
-	return &weighed{KindPod, lb.Object{Namespace: in.Namespace, Name: in.Name}, readWeight(in.Labels)}
+	return &weighed{KindPod, lb.Object{Namespace: in.Namespace, Name: in.Name}, in.UID, readWeight(in.Labels)}
 }
 
 // node is what is kept of a v1.Node.
@@ -127,25 +129,28 @@ func (ws weights) problems(from []*slice, p *problems) {
 // that have an endpoint there, and no others.
 func (s *Store) putWeighed(w *weighed) {
 	r := makeRef(w.kind, w.obj)
+	old := s.weights[r]
 	var before *weight
-	if old := s.weights[r]; old != nil {
+	if old != nil {
 		before = old.weight
 	}
 	var ps []Problem
 	if w.weight != nil {
-		w.weight.keep(before)
+		if old != nil && old.uid == w.uid { // another object of that name starts afresh
+			w.weight.keep(before)
+		}
 		if w.weight.err != nil {
 			ps = []Problem{{w.kind, w.obj, w.field(), ReasonInvalidWeight, w.weight.err}}
 		}
 	}
 	s.setProblems(owner{w.kind, w.obj}, ps)
-	if w.weight.equal(before) {
-		return
-	}
 	if w.weight == nil {
 		delete(s.weights, r)
 	} else {
 		s.weights[r] = w
+	}
+	if w.weight.equal(before) {
+		return
 	}
 	s.buildIndex()
 	for _, e := range s.index[r] {

@@ -310,7 +310,7 @@ func TestAllWeightsZeroIsReported(t *testing.T) {
 	if got := weightsOf(s, "web"); got != "0 100" {
 		t.Fatalf("weights %s, want 0 100", got)
 	}
-	want := []string{"web NoWeight default/web:http/TCP/IPv4: all 1 endpoints on this node have weight 0: new connections find none"}
+	want := []string{"web NoWeight default/web:http/TCP/IPv4: all endpoints on this node have weight 0: new connections find none"}
 	if got := ev.take(); !slices.Equal(got, want) {
 		t.Errorf("the local one: events %q, want %q", got, want)
 	}
@@ -318,9 +318,14 @@ func TestAllWeightsZeroIsReported(t *testing.T) {
 	if got := weightsOf(s, "web"); got != "0 0" {
 		t.Fatalf("weights %s, want 0 0", got)
 	}
-	want = []string{"web NoWeight default/web:http/TCP/IPv4: all 2 endpoints have weight 0: new connections find none"}
+	want = []string{"web NoWeight default/web:http/TCP/IPv4: all endpoints have weight 0: new connections find none"}
 	if got := ev.take(); !slices.Equal(got, want) {
 		t.Errorf("all: events %q, want %q", got, want)
+	}
+	s.UpsertSlice(podSlice("web", "web-1", "10.0.0.1"))
+	s.Take()
+	if got := ev.take(); len(got) != 0 {
+		t.Errorf("scaled while drained: events %q, want none", got)
 	}
 	s.DeletePod(object("pod-1"))
 	s.Take()

@@ -119,8 +119,10 @@ func (d *Dataplane) removeOldLayouts() error {
 		if dir == d.maps.dir {
 			continue
 		}
-		_, err := cleanupLayout(dir)
-		errs = append(errs, err)
+		if _, err := cleanupLayout(dir); err != nil {
+			errs = append(errs, err)
+			continue
+		}
 		d.opts.Log.Info("removed an older layout of lbproxy's tables", "dir", dir)
 	}
 	return errors.Join(errs...)

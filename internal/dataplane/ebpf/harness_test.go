@@ -108,7 +108,7 @@ func (r *rig) start() {
 
 // stop ends the agent's part; the kernel's goes on.
 func (r *rig) stop() {
-	if r.cancel == nil {
+	if r.cancel == nil || r.dp == nil {
 		return
 	}
 	r.cancel()

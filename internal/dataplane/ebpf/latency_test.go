@@ -5,7 +5,6 @@
 package ebpf
 
 import (
-	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -22,14 +21,7 @@ const (
 // thinker answers each connection's first bytes after a while, in a host of the lab.
 func (r *rig) thinker(host string) {
 	r.t.Helper()
-	var l net.Listener
-	if err := r.lab.Host(host).Do(func() (err error) {
-		l, err = net.Listen("tcp4", netip.AddrPortFrom(r.lab.Host(host).Addr4, thinkPort).String())
-		return err
-	}); err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(func() { l.Close() })
+	l := r.listener(host)
 	go func() {
 		for {
 			c, err := l.Accept()

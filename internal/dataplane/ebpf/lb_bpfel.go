@@ -80,6 +80,7 @@ const (
 	lbConnStateCONN_FIN_BACKEND lbConnState = 4
 	lbConnStateCONN_CLOSED      lbConnState = 8
 	lbConnStateCONN_ACKED       lbConnState = 16
+	lbConnStateCONN_MEASURED    lbConnState = 32
 )
 
 type lbCost uint32

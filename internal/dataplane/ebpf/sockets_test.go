@@ -38,6 +38,9 @@ var scripts = map[string]script{
 	"udp":        scriptUDP,
 	"mill":       scriptMill,
 	"speak":      scriptSpeak,
+	"impatient":  scriptImpatient,
+	"mute":       scriptMute,
+	"other":      scriptOther,
 }
 
 // clientMain runs a script if this process was started for that.

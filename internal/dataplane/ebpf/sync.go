@@ -56,8 +56,9 @@ func (d *Dataplane) Sync(ctx context.Context, delta dataplane.Delta) error {
 		}
 	}
 	if delta.Full && !d.complete {
-		d.complete = true
-		failed.Other = errors.Join(failed.Other, d.removeOldLayouts())
+		err := d.removeOldLayouts()
+		d.complete = err == nil
+		failed.Other = errors.Join(failed.Other, err)
 	}
 	d.wakeJanitor()
 	return errors.Join(failed.OrNil(), ctx.Err())
