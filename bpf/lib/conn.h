@@ -378,6 +378,24 @@ static __noinline bool port_taken(struct __sk_buff *skb, const struct tuple *uns
 	return true;
 }
 
+/*
+ * Says whether the end that unsnat would take is a frontend. A backend's process
+ * that answers with sendmsg() would be balanced, as any that sends there.
+ */
+static __always_inline bool port_served(const struct tuple *unsnat)
+{
+	struct frontend_key key = {
+		.addr = unsnat->daddr,
+		.port = unsnat->dport,
+		.proto = unsnat->proto,
+	};
+	struct frontend fe;
+
+	if (unsnat->proto != IPPROTO_UDP) /* an accepted connection is not looked up */
+		return false;
+	return !frontend_read(&key, &fe) || !frontend_nodeport(&key, &fe);
+}
+
 /* The node's address for packets that leave through the device of skb. */
 static __always_inline int snat_addr(struct __sk_buff *skb, const struct packet *pkt,
 				     struct addr *addr)
@@ -438,7 +456,7 @@ static __always_inline int snat_insert(struct __sk_buff *skb, const struct packe
 
 	for (int i = 0; i < PORT_TRIES; i++) {
 		unsnat->dport = bpf_htons(snat_port_min + pick_scale(bpf_get_prandom_u32(), range));
-		if (port_taken(skb, unsnat))
+		if (port_served(unsnat) || port_taken(skb, unsnat))
 			continue;
 		err = conn_insert(unsnat, &back);
 		if (err == -EEXIST && snat_reuse(unsnat))

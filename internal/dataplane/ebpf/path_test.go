@@ -8,7 +8,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -267,6 +269,37 @@ func TestUDPFlowKeepsItsBackend(t *testing.T) {
 			t.Errorf("from %s: %s answered after it was removed", from, next)
 		}
 		r.serveVIPs(lb.UDP, "backend1", "backend2", "backend3")
+	}
+}
+
+// TestMasqueradeAvoidsFrontends masquerades from a range of which a quarter are
+// node ports too. A backend answers with sendmsg, which the socket programs
+// translate: its answers to such a port would go to the node port's Service.
+func TestMasqueradeAvoidsFrontends(t *testing.T) {
+	const first, n, calls = 1024, 1024, 64
+	l := newLab(t, lab.Options{})
+	r := &rig{t: t, lab: l, opts: labOptions(t, l)}
+	r.onNode(func() error {
+		ports := fmt.Sprintf("%d 65535", first+n) // of sockets; what is below is for masquerading
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte(ports), 0)
+	})
+	serve(t, l.Host("backend1"), backendPort)
+	r.start()
+	any := map[lb.Family]string{lb.IPv4: "0.0.0.0", lb.IPv6: "[::]"}
+	for f, vip := range vips {
+		var ports []lb.Frontend
+		for i := 0; i < n; i += 4 {
+			ports = append(ports, frontend(lb.NodePort, lb.UDP, fmt.Sprintf("%s:%d", any[f], first+i), lb.MasqueradeAlways))
+		}
+		r.sync(dataplane.Delta{Put: []*dataplane.Service{
+			r.svc("ports", f, lb.UDP, "round-robin", nil, ports...),
+			r.svc("web", f, lb.UDP, "round-robin", r.pods(f, "backend1"),
+				frontend(lb.LoadBalancer, lb.UDP, vip, lb.MasqueradeAlways)),
+		}})
+		req := lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort(vip), Timeout: silence}
+		if got, _ := r.dial(lab.Outside, req, calls); got["backend1"] != calls {
+			t.Errorf("%s: %v of %d calls, want all answered by backend1", f, got, calls)
+		}
 	}
 }
 

@@ -102,9 +102,11 @@ func netnsCookie() (uint64, error) {
 }
 
 // snatPorts returns the range of source ports for masquerading: the larger of
-// the parts below and above the range that the node's own sockets use.
+// the parts below and above the range that the node's own sockets use, without the
+// NodePorts that a cluster has by default.
 func snatPorts(sysctl string) (lo, hi uint16) {
 	const lowest, highest = 1024, 65535
+	const firstNodePort = 30000                 // where a cluster does not say otherwise; one may come later
 	first, last := uint16(32768), uint16(60999) // the kernel's default
 	if b, err := os.ReadFile(sysctl); err == nil {
 		_, _ = fmt.Sscan(strings.TrimSpace(string(b)), &first, &last) // keeps what it cannot read
@@ -114,7 +116,7 @@ func snatPorts(sysctl string) (lo, hi uint16) {
 	case below < 1024 && above < 1024: // local sockets use nearly all: share with them
 		return lowest, highest
 	case below >= above:
-		return lowest, first - 1
+		return lowest, min(first, firstNodePort) - 1
 	}
 	return last + 1, highest
 }
