@@ -102,7 +102,7 @@ type backendItem struct {
 }
 
 // counterHeader and counters are the columns that say how a backend fares.
-var counterHeader = []string{"STATE", "POOLS", "LIVE", "OPENED", "CLOSED", "FAILED", "LATENCY", "EXPECTED", "SHARE"}
+var counterHeader = []string{"STATE", "POOLS", "LIVE", "OPENED", "CLOSED", "FAILED", "LATENCY", "WEIGHT", "EXPECTED", "SHARE"}
 
 func counters(b dataplane.BackendView) []string {
 	state := b.State
@@ -111,7 +111,7 @@ func counters(b dataplane.BackendView) []string {
 	}
 	return []string{
 		state, orDash(b.Pools), number(b.Live), number(b.Opened), number(b.Closed), number(b.Failed),
-		latency(time.Duration(b.LatencyMicros) * time.Microsecond), percent(b.Expected), percent(b.Share),
+		latency(time.Duration(b.LatencyMicros) * time.Microsecond), number(uint64(b.Weight)), percent(b.Expected), percent(b.Share),
 	}
 }
 

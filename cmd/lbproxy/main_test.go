@@ -68,8 +68,8 @@ func (v *fakeView) Close() error { return nil }
 // exampleView is a small node, in no order.
 func exampleView() *fakeView {
 	web := []dataplane.BackendView{
-		{Address: "10.244.1.10:8080", State: "active", Pools: "cluster", Opened: 50, Closed: 45, Live: 5, Share: 0.25, Expected: 0.1, Starting: true, LatencyMicros: 1250},
-		{Address: "10.244.1.9:8080", State: "active", Pools: "both", Opened: 100, Closed: 80, Live: 20, Failed: 1, Share: 0.5, Expected: 0.9},
+		{Address: "10.244.1.10:8080", State: "active", Pools: "cluster", Opened: 50, Closed: 45, Live: 5, Share: 0.25, Weight: 20, Expected: 0.1, Starting: true, LatencyMicros: 1250},
+		{Address: "10.244.1.9:8080", State: "active", Pools: "both", Opened: 100, Closed: 80, Live: 20, Failed: 1, Share: 0.5, Weight: 100, Expected: 0.9},
 		{Address: "10.244.2.3:8080", State: "leaving", Opened: 50, Closed: 49, Live: 1, Share: 0.25},
 	}
 	return &fakeView{

@@ -32,6 +32,7 @@ type BackendView struct {
 	Failed  uint64  `json:"failed"`
 	Share   float64 `json:"share"` // of the Service's opened connections, 0..1
 
+	Weight        uint16  `json:"weight"`
 	Expected      float64 `json:"expected"`                // the share it should get of new ones
 	Starting      bool    `json:"starting,omitempty"`      // in slow start: Expected is its most
 	LatencyMicros uint32  `json:"latencyMicros,omitempty"` // moving average; 0: not measured

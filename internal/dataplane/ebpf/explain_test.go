@@ -21,8 +21,12 @@ func TestExplainAlgorithms(t *testing.T) {
 	r := newRig(t, nil)
 	from := r.lab.Host("client2").Addr4
 	key := lb.FrontendKey{Addr: netip.MustParseAddrPort(endsVIP), Proto: lb.TCP}
+	backends := r.pods(lb.IPv4, "backend1", "backend2", "backend3")
+	for i, weight := range []uint16{30, 20, 10} {
+		backends[i].Weight = weight
+	}
 	for _, name := range algo.Names() {
-		svc := r.svc("web", lb.IPv4, lb.TCP, name, r.pods(lb.IPv4, "backend1", "backend2", "backend3"),
+		svc := r.svc("web", lb.IPv4, lb.TCP, name, backends,
 			frontend(lb.ClusterIP, lb.TCP, endsVIP, lb.MasqueradeOffCluster))
 		svc.Balance.Algorithm = name
 		r.sync(dataplane.Delta{Full: true, Put: []*dataplane.Service{svc}})
@@ -42,6 +46,11 @@ func TestExplainAlgorithms(t *testing.T) {
 		}
 		if svcs[0].Algorithm != name {
 			t.Errorf("algorithm %q, want %q", svcs[0].Algorithm, name)
+		}
+		for i, b := range svcs[0].Backends {
+			if b.Weight != backends[i].Weight || b.Address != backends[i].Addr.String() {
+				t.Errorf("%s: backend %s has weight %d, want %s with %d", name, b.Address, b.Weight, backends[i].Addr, backends[i].Weight)
+			}
 		}
 		t.Logf("%s: %s", name, e.Reason)
 		if name == "hash" || name == "ip-hash" {

@@ -26,7 +26,12 @@ const layoutVersion = "v2"
 // lb.ServiceName.String can make of Kubernetes names, rounded up.
 const nameLen = 160
 
-const mapServiceNames = "service_names"
+// Maps that no program reads: what people call a service, and what the weights of
+// backends were that its table was made from.
+const (
+	mapServiceNames   = "service_names"
+	mapBackendWeights = "backend_weights"
+)
 
 // Sizes are the numbers of entries of the kernel's tables. They are fixed when
 // the tables are created; adopting pinned tables keeps theirs.
@@ -77,6 +82,7 @@ func (s Sizes) entries() map[string]uint32 {
 		lbMapBackends:      s.Backends,
 		lbMapBackendStats:  s.Backends,
 		lbMapRecounts:      s.Backends,
+		mapBackendWeights:  s.Backends,
 		lbMapSlots:         s.Slots,
 		lbMapConns:         s.Conns,
 		lbMapUdpFlows:      s.Flows,
@@ -109,6 +115,7 @@ type maps struct {
 	backends []lbBackend
 	stats    []lbBackendStats
 	recounts []uint64
+	weights  []uint64
 	settings []lbSettings
 
 	grace  gracePeriod
@@ -174,6 +181,13 @@ func mapSpecs(s Sizes) (map[string]*ebpf.MapSpec, error) {
 		KeySize:   4,
 		ValueSize: nameLen,
 		Flags:     unix.BPF_F_NO_PREALLOC,
+	}
+	specs[mapBackendWeights] = &ebpf.MapSpec{
+		Name:      mapBackendWeights,
+		Type:      ebpf.Array,
+		KeySize:   4,
+		ValueSize: 8,
+		Flags:     unix.BPF_F_MMAPABLE,
 	}
 	for name, n := range entries {
 		specs[name].MaxEntries = n
@@ -271,6 +285,9 @@ func (m *maps) mapAll(readOnly bool) (err error) {
 		return err
 	}
 	if m.stats, err = mapArray[lbBackendStats](m, lbMapBackendStats, readOnly); err != nil {
+		return err
+	}
+	if m.weights, err = mapArray[uint64](m, mapBackendWeights, readOnly); err != nil {
 		return err
 	}
 	if m.recounts, err = mapArray[uint64](m, lbMapRecounts, readOnly); err != nil {

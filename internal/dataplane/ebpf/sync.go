@@ -106,7 +106,21 @@ func (d *Dataplane) apply(want *dataplane.Service) (err error) {
 	if known {
 		d.commitPools(c)
 	}
+	d.noteWeights(svc, want)
 	return nil
+}
+
+// noteWeights remembers, for people, what the tables of svc were made from.
+func (d *Dataplane) noteWeights(svc *service, want *dataplane.Service) {
+	for sc := range lb.Scope(scopes) {
+		backends := want.Pool(sc).Backends
+		for i, s := range d.ids(svc, sc) { // none, or as many as there are backends
+			if w := &d.maps.weights[s.Backend]; *w != uint64(backends[i].Weight) {
+				d.maps.wrote()
+				*w = uint64(backends[i].Weight)
+			}
+		}
+	}
 }
 
 // newService reserves an id and gives it the name.

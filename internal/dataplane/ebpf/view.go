@@ -214,6 +214,7 @@ func (v *View) backend(id uint32) dataplane.BackendView {
 		Closed:  closed,
 		Failed:  uint64(atomic.LoadUint32(&st.Failed)),
 
+		Weight:        uint16(v.maps.weights[id]),
 		LatencyMicros: v.maps.latencyOf(id),
 	}
 	view.Live = view.Opened - closed
