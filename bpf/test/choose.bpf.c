@@ -75,7 +75,7 @@ SEC("tc")
 int bench_choose(struct __sk_buff *skb)
 {
 	struct tuple flow = { .saddr.w = { 0, 0, V4_MAPPED, bpf_get_prandom_u32() } };
-	__u32 last = HELD, at, *pos, *old;
+	__u32 last = HELD, at, id, *pos, *old;
 	struct choice c = {};
 
 	(void)skb;
@@ -87,12 +87,12 @@ int bench_choose(struct __sk_buff *skb)
 	pos = bpf_map_lookup_elem(&held, &last);
 	if (!pos)
 		return 2;
-	at = (*pos)++ % bench_close;
+	at = __sync_fetch_and_add(pos, 1) % bench_close;
 	old = bpf_map_lookup_elem(&held, &at);
 	if (!old)
 		return 3;
-	if (*old)
-		count_closed(*old, 0);
-	*old = c.backend;
+	id = __sync_lock_test_and_set(old, c.backend); /* on any CPU, one closes it */
+	if (id)
+		count_closed(id, 0);
 	return 0;
 }

@@ -211,6 +211,14 @@ func TestBoundsUnderLoad(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if _, _, err := c.progs["bench_choose"].Benchmark(frame, 1000, nil); err != nil { // nobody else is at work now
+		t.Fatal(err)
+	}
+	for i, s := range c.d.ids(c.d.services[c.name], lb.ScopeCluster) {
+		if live := int64(c.d.maps.liveOf(s.Backend)); live < 0 || live > 500 {
+			t.Errorf("member %d has %d connections, want 0 to 500", i, live)
+		}
+	}
 	c.checkBounds()
 }
 
@@ -222,8 +230,7 @@ func (c *chooser) checkBounds() {
 	h, table := tableOf(content, uint32(len(slots)))
 	l := h.layout(uint32(len(slots)))
 	if !h.has(howBounds) || content[l.bounds].Backend != 0 {
-		c.t.Logf("bounds: %t, spoilt: %d", h.has(howBounds), content[l.bounds].Backend)
-		return
+		c.t.Errorf("bounds: %t, spoilt: %d, want some that are known", h.has(howBounds), content[l.bounds].Backend)
 	}
 	known := 0
 	for i, s := range slots {
@@ -241,7 +248,9 @@ func (c *chooser) checkBounds() {
 			known++
 		}
 	}
-	c.t.Logf("%d of %d members are in groups whose bound is known", known, len(slots))
+	if known == 0 {
+		c.t.Errorf("no bound of %d members is known", len(slots))
+	}
 }
 
 // BenchmarkChoose is what a pick costs by each algorithm: the whole of choose() and

@@ -121,19 +121,17 @@ func (e *explainer) decide(from netip.Addr, to lb.FrontendKey, fe *lbFrontend, i
 	if fe.Flags&uint8(local) != 0 {
 		sc, scope = lb.ScopeLocal, "local"
 	}
-	slots := e.maps.pool(fe.Service, sc)
-	e.step("%s pool: %d backends, algorithm %s, read by %s", scope, len(slots),
-		cmp.Or(e.maps.head(fe.Service, sc).name, "none"), kindNames[e.maps.head(fe.Service, sc).kind()])
+	h, table, slots := e.maps.table(fe.Service, sc)
+	e.step("%s pool: %d backends, algorithm %s, read by %s", scope, len(slots), cmp.Or(h.name, "none"), kindNames[h.kind()])
 	if len(slots) == 0 {
 		e.out.Decision, e.out.Reason = "reject", "the "+scope+" pool has no backends"
-		if e.maps.head(fe.Service, sc).verdict() == lb.Drop {
+		if h.verdict() == lb.Drop {
 			e.out.Decision = "drop"
 			e.out.Reason = "no backend on this node, and the traffic policy is Local"
 		}
 		return
 	}
 	e.out.Decision = "forward"
-	h, table := e.maps.table(fe.Service, sc)
 	e.out.Reason = e.reason(from, to, h, table, slots) + ", in the " + scope + " pool"
 	for _, b := range e.backendViews(fe.Service, sc) {
 		if b.Pools == "both" || b.Pools == scope {

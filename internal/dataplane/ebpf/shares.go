@@ -63,13 +63,16 @@ func weightShares(t algo.Table, shares []float64) {
 	}
 }
 
-// table reads the table of a Service's pool.
-func (m *maps) table(id uint32, sc lb.Scope) (head, algo.Table) {
+// table reads the table of a Service's pool and its backends, as they are at one
+// moment: the agent may replace them at any time.
+func (m *maps) table(id uint32, sc lb.Scope) (head, algo.Table, []lbSlot) {
 	word := atomic.LoadUint64(&m.services[id].Pool[sc])
 	if uint32(word) == 0 {
-		return head{}, algo.Table{}
+		return head{}, algo.Table{}, nil
 	}
-	return tableOf(m.slots[uint32(word):], poolLen(word))
+	slots := m.slots[uint32(word):]
+	h, t := tableOf(slots, poolLen(word))
+	return h, t, slots[headSlots:][:poolLen(word)]
 }
 
 // loadOf returns what a pick knows of backend id.

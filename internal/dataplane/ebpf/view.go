@@ -178,10 +178,10 @@ func (v *View) backendViews(id uint32, sc lb.Scope) []dataplane.BackendView {
 	ids := slices.Clone(v.members[id])
 	slices.SortFunc(ids, func(a, b uint32) int { return v.maps.addrPort(a).Compare(v.maps.addrPort(b)) })
 	place := map[uint32]int{}
-	for i, s := range v.maps.pool(id, sc) {
+	_, table, slots := v.maps.table(id, sc)
+	for i, s := range slots {
 		place[s.Backend] = i
 	}
-	_, table := v.maps.table(id, sc)
 	shares := sharesOf(table)
 	for _, b := range ids {
 		view := v.backend(b)
