@@ -38,7 +38,10 @@ func scriptImpatient(to netip.AddrPort, n int, step func()) error {
 			return fmt.Errorf("ask: %w", err)
 		}
 		var b [8]byte
-		if _, err := unix.Read(fd, b[:]); err != nil && !errors.Is(err, unix.EAGAIN) {
+		for err = unix.EINTR; errors.Is(err, unix.EINTR); { // the runtime's signals; a read with a time-out is not restarted
+			_, err = unix.Read(fd, b[:])
+		}
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
 			return fmt.Errorf("answer: %w", err)
 		}
 		if err := unix.Close(fd); err != nil {
