@@ -27,10 +27,10 @@ func TestExplainIsRight(t *testing.T) {
 		decision, says string
 		kind           lab.Kind
 	}{
-		{"client1", webVIP, "forward", "one of 2 backends of the cluster pool", lab.OK},
-		{"client2", webVIP, "forward", "one of 2 backends of the cluster pool", lab.OK},
-		{lab.Outside, webVIP, "forward", "one of 2 backends of the cluster pool", lab.OK},
-		{"client1", edgeVIP, "forward", "one of 1 backends of the cluster pool", lab.OK},
+		{"client1", webVIP, "forward", "the next of 2 backends in turn, in the cluster pool", lab.OK},
+		{"client2", webVIP, "forward", "the next of 2 backends in turn, in the cluster pool", lab.OK},
+		{lab.Outside, webVIP, "forward", "the next of 2 backends in turn, in the cluster pool", lab.OK},
+		{"client1", edgeVIP, "forward", "the only backend, in the cluster pool", lab.OK},
 		{"client1", nextVIP, "reject", "the cluster pool has no backends", lab.Refused},
 		{lab.Outside, nextVIP, "reject", "the cluster pool has no backends", lab.Refused},
 		{lab.Outside, edgeVIP, "drop", "no backend on this node, and the traffic policy is Local", lab.Timeout},

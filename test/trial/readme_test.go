@@ -43,6 +43,10 @@ func TestReadme(t *testing.T) {
 			continue
 		}
 		t.Logf("README.md:%d: %s", l.number, l.text)
+		if strings.HasPrefix(l.text, "go run ./bench/") {
+			runHere(t, l)
+			continue
+		}
 		verb, ok := strings.CutPrefix(l.text, "bin/lbproxy ")
 		if !ok {
 			t.Errorf("README.md:%d: %q is not run by any test: run it, or say in elsewhere why not", l.number, l.text)
@@ -174,6 +178,16 @@ func (r *rig) shell(text string) *exec.Cmd {
 	cmd := exec.CommandContext(r.t.Context(), "/bin/sh", "-c", "exec "+text)
 	cmd.Dir, cmd.Env = r.home, r.env()
 	return cmd
+}
+
+// runHere runs a command that needs the repository, and nothing of a node.
+func runHere(t *testing.T, l line) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", l.text)
+	cmd.Dir = repository()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("README.md:%d: %s: %v\n%s", l.number, l.text, err, out)
+	}
 }
 
 // clone returns a directory like a clone of the repository after `make build`,

@@ -101,6 +101,9 @@ func (m *maps) costOf(t algo.Table, i int, id uint32) uint64 {
 // reason says how a pool picks for a caller, in one sentence.
 func (e *explainer) reason(from netip.Addr, to lb.FrontendKey, h head, t algo.Table, slots []lbSlot) string {
 	n := len(slots)
+	if n == 1 && t.Kind != algo.None {
+		return "the only backend"
+	}
 	switch t.Kind {
 	case algo.Rand:
 		return fmt.Sprintf("one of %d backends, at random", n)
