@@ -13,14 +13,14 @@ AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec "sudo -E env PATH=$$PATH")
 
 # What runs on Linux 6.1, the oldest kernel supported. Emulation is slow, so the
 # contract is cut to two of its four halves.
-KERNEL_RUN  = ^TestContract$$/^(TCP_over_IPv4|UDP_over_IPv6)$$/(reach|change)|^TestCounts$$|^TestFull$$|^TestKilled|^TestFragments$$|^TestSamePort|^TestRestart
+KERNEL_RUN  = ^TestContract$$/^(TCP_over_IPv4|UDP_over_IPv6)$$/(reach|change)|^TestCounts$$|^TestFull$$|^TestKilled|^TestFragments$$|^TestSamePort|^TestRestart|^TestSCTP$$|^TestAffinityOf|^TestVIPMoves|^TestStaleUDP$$
 KERNEL_TEST = go run ./test/kernel -timeout 25m
 
 GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-root test-kernel test-cluster fuzz bench \
+.PHONY: help build demo test test-unit test-root test-switch test-kernel test-cluster fuzz bench bench-control \
 	generate generate-check lint fmt clean need-root
 
 help: ## list the targets
@@ -48,6 +48,10 @@ test-kernel: ## tests on Linux 6.1 in a virtual machine
 	LBPROXY_TEST_VM=1 go test -count=1 -timeout 20m ./test/kernel
 	$(KERNEL_TEST) -run '$(KERNEL_RUN)' ./internal/dataplane/ebpf
 
+test-switch: need-root ## switches dataplanes under load, TESTFLAGS=-count=10 for many times
+	@hack/deps.sh test-root
+	LBPROXY_TEST_SWITCH=1 go test $(AS_ROOT) -tags root -count=1 -timeout 40m -run TestSwitchDataplanes $(TESTFLAGS) ./test/trial
+
 test-cluster: need-root ## tests against a real API server (root)
 	@hack/deps.sh $@
 	cd test/cluster && go test $(AS_ROOT) -tags root -count=1 -timeout 40m $(TESTFLAGS) ./...
@@ -60,6 +64,10 @@ bench: need-root build ## what lbproxy costs, as ratios in one table (root); BEN
 	@hack/deps.sh $@
 	go test -tags root -c -o bin/ebpf.test ./internal/dataplane/ebpf
 	go run $(AS_ROOT) ./bench -benchtime $(BENCHTIME)
+
+bench-control: need-root build ## the control plane at scale, beside a real kube-proxy (root); QUICK=1: a quick look
+	@hack/deps.sh $@
+	go run $(AS_ROOT) ./bench/control $(if $(QUICK),-quick)
 
 generate: ## BPF objects and their Go types
 	@hack/deps.sh $@

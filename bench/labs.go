@@ -82,7 +82,9 @@ func openDataplane(ctx context.Context, l *lab.Lab) (dp *ebpf.Dataplane, stop fu
 		done <- l.Host(lab.Node).Do(func() (err error) {
 			dp, err = ebpf.Open(ebpf.Options{
 				CgroupRoot: l.CgroupRoot(), BPFFS: l.BPFFS(), NodeName: lab.Node,
-				PodRanges: []netip.Prefix{lab.ClusterPods4, lab.ClusterPods6},
+				Local: lb.LocalDetector{
+					Mode: lb.LocalClusterCIDR, Ranges: []netip.Prefix{lab.ClusterPods4, lab.ClusterPods6},
+				},
 			})
 			opened <- err
 			if err != nil {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lbproxy/lbproxy/bench/internal/observe"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
@@ -71,9 +72,9 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &report{Machine: thisMachine(), Benchtime: *benchtime}
+	r := &report{Machine: observe.ThisMachine(), Benchtime: *benchtime}
 	err = p.balanced.lab.Host(lab.Node).Do(func() error {
-		r.Machine.Congestion = readWord("/proc/sys/net/ipv4/tcp_congestion_control")
+		r.Machine.Congestion = observe.ReadWord("/proc/sys/net/ipv4/tcp_congestion_control")
 		return nil
 	})
 	for _, s := range []suite{
@@ -99,7 +100,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.Machine.LoadAfter = load()
+	r.Machine.LoadAfter = observe.Load()
 	if err := r.save(*out); err != nil {
 		return err
 	}

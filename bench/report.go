@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"text/tabwriter"
+
+	"github.com/lbproxy/lbproxy/bench/internal/observe"
 )
 
 // row is one line of the table: a series of blocks, most often against a baseline
@@ -97,9 +99,9 @@ func number(x float64) string {
 
 // report is everything of one run.
 type report struct {
-	Machine   machine `json:"machine"`
-	Benchtime string  `json:"benchtime"`
-	Rows      []row   `json:"rows"`
+	Machine   observe.Machine `json:"machine"`
+	Benchtime string          `json:"benchtime"`
+	Rows      []row           `json:"rows"`
 }
 
 func (r *report) print(w io.Writer) error {

@@ -3,21 +3,18 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/lbproxy/lbproxy/bench/internal/observe"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
@@ -107,15 +104,15 @@ func launch(ctx context.Context, l *lab.Lab, program, dir, name string, got map[
 	if err != nil {
 		return err
 	}
-	got[name+": start to healthz answers"] = first.Seconds()
-	got[name+": start to healthz ok"] = time.Since(begin).Seconds()
+	got[name+": start to readyz answers"] = first.Seconds()
+	got[name+": start to readyz ok"] = time.Since(begin).Seconds()
 	return inspect(ctx, l, cmd.Process.Pid, name, got)
 }
 
-// await polls /healthz until it is OK. It returns when there was a first answer.
+// await polls /readyz until it is OK. It returns when there was a first answer.
 func await(ctx context.Context, l *lab.Lab, begin time.Time) (first time.Duration, err error) {
 	for deadline := begin.Add(time.Minute); time.Now().Before(deadline); {
-		status, _, err := get(l, healthAddr, "/healthz")
+		status, _, err := observe.Get(l, healthAddr, "/readyz")
 		if err == nil && first == 0 {
 			first = time.Since(begin)
 		}
@@ -131,22 +128,22 @@ func await(ctx context.Context, l *lab.Lab, begin time.Time) (first time.Duratio
 
 // inspect notes what the program says of itself and the kernel of it.
 func inspect(ctx context.Context, l *lab.Lab, pid int, name string, got map[string]float64) error {
-	peak, err := memory(pid, "status", "VmHWM") // before the scrape, which needs more
+	peak, err := observe.Memory(pid, "status", "VmHWM") // before the scrape, which needs more
 	if err != nil {
 		return err
 	}
-	_, text, err := get(l, metricsAddr, "/metrics")
+	_, text, err := observe.Get(l, metricsAddr, "/metrics")
 	if err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
-	metrics := metricsOf(text)
+	metrics := observe.Metrics(text)
 	got[name+": first Sync"] = metrics["lbproxy_sync_duration_seconds_sum"]
 	got[name+": processor time"] = metrics["process_cpu_seconds_total"]
 	if name != "cold" {
 		return nil
 	}
 	got["memory: peak of the start (VmHWM)"] = peak
-	if got["memory: peak of a scrape (VmHWM)"], err = memory(pid, "status", "VmHWM"); err != nil {
+	if got["memory: peak of a scrape (VmHWM)"], err = observe.Memory(pid, "status", "VmHWM"); err != nil {
 		return err
 	}
 	if err := sleep(ctx, settle); err != nil {
@@ -154,103 +151,15 @@ func inspect(ctx context.Context, l *lab.Lab, pid int, name string, got map[stri
 	}
 	got["memory: Go heap after the start"] = metrics["go_memstats_heap_alloc_bytes"] / 1e6
 	for _, field := range []string{"VmRSS", "RssAnon", "RssFile", "RssShmem"} {
-		if got["memory: "+field], err = memory(pid, "status", field); err != nil {
+		if got["memory: "+field], err = observe.Memory(pid, "status", field); err != nil {
 			return err
 		}
 	}
 	for _, field := range []string{"Pss", "Pss_Anon", "Pss_File"} {
-		if got["memory: "+field], err = memory(pid, "smaps_rollup", field); err != nil {
+		if got["memory: "+field], err = observe.Memory(pid, "smaps_rollup", field); err != nil {
 			return err
 		}
 	}
-	got["memory: BPF maps (memlock)"], err = mapMemory(pid)
+	got["memory: BPF maps (memlock)"], err = observe.MapMemory(pid)
 	return err
-}
-
-// memory is a field of a file of /proc/pid, in MB.
-func memory(pid int, file, field string) (float64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
-	if err != nil {
-		return 0, fmt.Errorf("memory: %w", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) > 1 && f[0] == field+":" {
-			kb, err := strconv.ParseFloat(f[1], 64)
-			return kb * 1024 / 1e6, err
-		}
-	}
-	return 0, fmt.Errorf("memory: no %s in %s", field, file)
-}
-
-// mapMemory adds up the kernel memory of every BPF map that the process has open,
-// in MB.
-func mapMemory(pid int) (float64, error) {
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
-	if err != nil {
-		return 0, fmt.Errorf("map memory: %w", err)
-	}
-	seen, sum := map[string]bool{}, 0.0
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			continue // closed by now
-		}
-		info := map[string]string{}
-		for line := range strings.Lines(string(text)) {
-			key, value, _ := strings.Cut(line, ":")
-			info[key] = strings.TrimSpace(value)
-		}
-		if info["map_id"] == "" || seen[info["map_id"]] {
-			continue
-		}
-		seen[info["map_id"]] = true
-		n, err := strconv.ParseFloat(info["memlock"], 64)
-		if err != nil {
-			return 0, fmt.Errorf("map memory: %w", err)
-		}
-		sum += n / 1e6
-	}
-	return sum, nil
-}
-
-// metricsOf reads samples without labels.
-func metricsOf(text string) map[string]float64 {
-	out := map[string]float64{}
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) != 2 {
-			continue
-		}
-		if x, err := strconv.ParseFloat(f[1], 64); err == nil {
-			out[f[0]] = x
-		}
-	}
-	return out
-}
-
-// get asks a server in the node's network namespace.
-func get(l *lab.Lab, addr, path string) (status int, body string, err error) {
-	var conn net.Conn
-	err = l.Host(lab.Node).Do(func() (err error) { // net/http would dial on another thread
-		conn, err = net.DialTimeout("tcp", addr, time.Second)
-		return err
-	})
-	if err != nil {
-		return 0, "", err
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		return 0, "", err
-	}
-	if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.0\r\n\r\n"); err != nil {
-		return 0, "", err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		return 0, "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(text), err
 }

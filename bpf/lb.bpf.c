@@ -7,12 +7,16 @@
  */
 #include "lib/icmp.h"
 #include "lib/refuse.h"
+#include "lib/snat.h"
 #include "lib/sock.h"
 #include "lib/sweep.h"
 
 char __license[] SEC("license") = "Dual BSD/GPL";
 
 #define NEXT TC_ACT_UNSPEC /* go on with other programs, then the stack */
+
+/* Pods are known by the device that their packets come from, not by their addresses. */
+const volatile __u32 pods_by_device = 0;
 
 static __always_inline int drop(int err)
 {
@@ -34,11 +38,19 @@ static __always_inline int packet_frontend(const struct packet *pkt, struct fron
 	return is_node_addr(&key.addr) ? frontend_nodeport(&key, fe) : -ENOENT;
 }
 
+static __always_inline bool is_known(bool v4, enum known what)
+{
+	const struct settings *set = settings_of_node();
+
+	return set && (v4 ? set->known[0] : set->known[1]) & what;
+}
+
 /* Says whether the source of a new connection is replaced by the node's. */
 static __always_inline bool masquerades(const struct packet *pkt, const struct frontend *fe,
 					const struct choice *c, bool inside)
 {
-	return fe->flags & FE_MASQ_ALWAYS || (fe->flags & FE_MASQ_OFFCLUSTER && !inside) ||
+	return fe->flags & FE_MASQ_ALWAYS ||
+	       (fe->flags & FE_MASQ_OFFCLUSTER && !inside && is_known(pkt->v4, KNOWN_PODS)) ||
 	       addr_equal(&pkt->t.saddr, &c->addr);
 }
 
@@ -58,20 +70,65 @@ static __noinline bool collides(const struct packet *pkt)
 	return c && !(c->flags & CONN_WATCH);
 }
 
-/* Chooses a backend for the first packet of a connection. Returns 0 or a negative reason. */
-static __always_inline int ingress_choose(const struct packet *pkt, const struct frontend *fe,
-					  struct choice *c, bool *snat)
+/* Says whether a packet is from a pod. */
+static __always_inline bool is_inside(struct __sk_buff *skb, const struct packet *pkt)
 {
-	bool inside = is_pod_addr(&pkt->t.saddr);
-	__u8 local = inside ? FE_INSIDE_LOCAL : FE_OUTSIDE_LOCAL;
-	int err = choose(fe->service, fe->flags & local ? SCOPE_LOCAL : SCOPE_CLUSTER, &pkt->t, c);
+	__u32 ifindex = skb->ifindex;
+	struct device *dev;
 
+	if (!pods_by_device)
+		return is_pod_addr(&pkt->t.saddr);
+	dev = bpf_map_lookup_elem(&devices, &ifindex);
+	return dev && dev->pods;
+}
+
+/* Chooses a backend for the first packet of a connection. Returns 0 or a negative reason. */
+static __always_inline int ingress_choose(struct __sk_buff *skb, const struct packet *pkt,
+					  const struct frontend *fe, struct choice *c, bool *snat)
+{
+	bool inside = is_inside(skb, pkt);
+	__u8 local = inside ? FE_INSIDE_LOCAL : FE_OUTSIDE_LOCAL;
+	__u32 scope = fe->flags & local ? SCOPE_LOCAL : SCOPE_CLUSTER;
+	int err = -ENOENT;
+
+	if (fe->flags & FE_RANGED && !source_allowed(fe->service, &pkt->t.saddr))
+		return count_drop(REASON_SOURCE_RANGE);
+	if (fe->flags & FE_AFFINITY)
+		err = affinity_find(fe->service, scope, &pkt->t.saddr, c);
+	if (err)
+		err = choose(fe->service, scope, &pkt->t, c);
 	if (err)
 		return err;
+	if (fe->flags & FE_AFFINITY)
+		affinity_keep(fe->service, scope, &pkt->t.saddr, c);
 	if (pkt->t.proto != IPPROTO_TCP) /* as with sockets */
 		c->signal = SIGNAL_NONE;
 	*snat = masquerades(pkt, fe, c, inside);
 	return 0;
+}
+
+/*
+ * Says whether a packet is to a port that its cluster IP has not. One in the middle of
+ * a connection may belong to what was there before lbproxy.
+ */
+static __noinline bool unknown_port(const struct packet *pkt)
+{
+	if (pkt->t.proto != IPPROTO_UDP && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return false;
+	if (!is_cluster_ip(&pkt->t.daddr))
+		return false;
+	count_drop(REASON_UNKNOWN_PORT);
+	return true;
+}
+
+/*
+ * Says whether a packet of no connection of ours is in the middle of one that netfilter
+ * may translate: that began while another proxy served this node.
+ */
+static __always_inline bool is_translated(const struct packet *pkt)
+{
+	return pkt->t.proto != IPPROTO_UDP && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
+	       is_known(pkt->v4, KNOWN_TRANSLATED);
 }
 
 /*
@@ -86,11 +143,13 @@ static __always_inline int ingress_new(struct __sk_buff *skb, const struct packe
 	bool snat = false;
 	int err = 0;
 
-	if (pkt->tcp_flags & TCP_RST)
+	if (pkt->tcp_flags & TCP_RST || is_translated(pkt))
 		return NEXT;
 	if (!packet_frontend(pkt, &fe)) {
-		err = ingress_choose(pkt, &fe, &c, &snat);
+		err = ingress_choose(skb, pkt, &fe, &c, &snat);
 	} else {
+		if (unknown_port(pkt))
+			return refuse_packet(skb, pkt);
 		if (!collides(pkt))
 			return NEXT;
 		c.addr = pkt->t.daddr;
@@ -135,8 +194,11 @@ static __always_inline int ingress(struct __sk_buff *skb, __u32 l3)
 		return ingress_new(skb, &pkt, &tr);
 	if (c->flags & CONN_WATCH)
 		return conn_watch(skb, &pkt, c);
-	if (c->flags & CONN_FORWARD)
+	if (c->flags & CONN_FORWARD) {
+		if (c->state & CONN_RESET && !(pkt.tcp_flags & TCP_RST)) /* a backend may learn */
+			return refuse_packet(skb, &pkt);
 		conn_request(&pkt, c);
+	}
 	tr = (struct translation){ c->addr, c->port, c->other_port };
 	err = rewrite(skb, &pkt, &tr);
 	return err ? drop(err) : NEXT;
@@ -151,10 +213,12 @@ static __noinline int egress_own(struct __sk_buff *skb, const struct packet *pkt
 	struct pool p = {};
 	struct frontend fe;
 
-	if (skb->ingress_ifindex || (pkt->t.proto == IPPROTO_TCP && !(pkt->tcp_flags & TCP_SYN)))
+	if (skb->ingress_ifindex || (pkt->t.proto != IPPROTO_UDP && !(pkt->tcp_flags & TCP_SYN)))
 		return NEXT;
 	if (packet_frontend(pkt, &fe))
 		return NEXT;
+	if (fe.flags & FE_RANGED && !source_allowed(fe.service, &pkt->t.saddr))
+		return drop(-REASON_SOURCE_RANGE);
 	if (pool_read(fe.service, inside_scope(&fe), &p) || p.n)
 		return NEXT;
 	return pool_refusal(&p) == -REASON_NO_BACKEND_DROP ? drop(-REASON_NO_BACKEND_DROP) : NEXT;
@@ -254,5 +318,7 @@ const struct {
 	enum conn_flags conn_flags;
 	enum conn_state conn_state;
 	enum reason reason;
+	enum known known;
 	struct sweep sweep;
+	struct range range;
 } *types_for_go __attribute__((unused));

@@ -59,7 +59,7 @@ static __always_inline void set_remote6(struct bpf_sock_addr *ctx, const struct 
  */
 static __always_inline int sock_verdict(int err)
 {
-	if (err == -REASON_NO_BACKEND_DROP)
+	if (err == -REASON_NO_BACKEND_DROP || err == -REASON_SOURCE_RANGE)
 		return ALLOW;
 	bpf_set_retval(-ECONNREFUSED);
 	return REFUSE;

@@ -76,12 +76,12 @@ func (a *agent) start(ctx context.Context) (time.Duration, error) {
 	return time.Since(began), nil
 }
 
-// awaitReady polls /healthz in the node's network namespace.
+// awaitReady polls /readyz in the node's network namespace.
 func (a *agent) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	for {
-		err := a.healthz()
+		err := a.readyz()
 		if err == nil {
 			return nil
 		}
@@ -95,8 +95,8 @@ func (a *agent) awaitReady(ctx context.Context) error {
 	}
 }
 
-// healthz returns nil if lbproxy says that the kernel does what the manifests say.
-func (a *agent) healthz() error {
+// readyz returns nil if lbproxy says that the kernel does what the manifests say.
+func (a *agent) readyz() error {
 	var conn net.Conn
 	err := a.lab.Host(lab.Node).Do(func() (err error) { // net/http would dial on another thread
 		conn, err = net.DialTimeout("tcp", healthAddr, time.Second)
@@ -109,7 +109,7 @@ func (a *agent) healthz() error {
 	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
 		return err
 	}
-	if _, err := io.WriteString(conn, "GET /healthz HTTP/1.0\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "GET /readyz HTTP/1.0\r\n\r\n"); err != nil {
 		return err
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -119,7 +119,7 @@ func (a *agent) healthz() error {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
-		return fmt.Errorf("healthz: %s: %s", resp.Status, bytes.TrimSpace(body))
+		return fmt.Errorf("readyz: %s: %s", resp.Status, bytes.TrimSpace(body))
 	}
 	return nil
 }

@@ -40,6 +40,11 @@ for target in "$@"; do
 		compgen -G '.cache/kernel/*' >/dev/null ||
 			apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || lists=false
 		;;
+	bench-control) # what kube-proxy runs
+		need nft nftables
+		need iptables iptables
+		need ip6tables-restore iptables
+		;;
 	generate)
 		need clang-19 clang-19
 		need llvm-strip-19 llvm-19

@@ -14,8 +14,8 @@ import (
 )
 
 // Engine reads tables for new connections. All of a pick's inputs are given, so
-// two engines must pick the same. The oracles and trials have no engine: they are
-// always in Go.
+// two engines must pick the same, but for rules, which approximate. The oracles and
+// trials have no engine: they are always in Go.
 type Engine interface {
 	// Load makes t the table of all later picks.
 	Load(t algo.Table) error
@@ -31,8 +31,10 @@ func newEngine(name string) (Engine, error) {
 		return &reference{}, nil
 	case "bpf":
 		return newKernel()
+	case "iptables":
+		return newRules(0), nil
 	}
-	return nil, fmt.Errorf("engine %q: want ref or bpf", name)
+	return nil, fmt.Errorf("engine %q: want ref, bpf or iptables", name)
 }
 
 // reference is the engine in Go.

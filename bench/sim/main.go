@@ -35,7 +35,7 @@ var errExpected = errors.New("not as expected")
 func command(args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("sim", flag.ContinueOnError)
 	file := fs.String("scenario", "", "`FILE` that says what to simulate")
-	engineName := fs.String("engine", "ref", "what picks: ref (Go) or bpf (the kernel; needs root and the build tag root)")
+	engineName := fs.String("engine", "ref", "what picks: ref (Go), bpf (the kernel; needs root and the build tag root) or iptables (its rules, in Go)")
 	jsonFile := fs.String("json", "", "`FILE` for the results as JSON")
 	svgDir := fs.String("svg", "", "`DIR` for plots")
 	seed := fs.Uint64("seed", 0, "replaces the scenario's seed, if not 0")

@@ -32,6 +32,9 @@ func (r *run) newPolicy(a *Algorithm) policy {
 	case a.Trial != nil:
 		return newTrial(r, a)
 	}
+	if _, ok := r.engine.(*rules); ok {
+		return newRuled(r, a.Name)
+	}
 	return &tabled{run: r, name: a.Name}
 }
 

@@ -4,13 +4,7 @@
 
 #include "packet.h"
 
-#define NSEC_PER_SEC 1000000000ULL
 #define PORT_TRIES 16
-
-/* Range for masqueraded source ports, host order; the agent keeps it apart from
- * the range that the node's own sockets use. */
-const volatile __u16 snat_port_min = 1024;
-const volatile __u16 snat_port_max = 32767;
 
 /* Idle times after which a connection is forgotten, in seconds. */
 const volatile __u32 tcp_syn_timeout = 60;
@@ -165,12 +159,12 @@ static __always_inline void conn_request(const struct packet *pkt, struct conn *
 static __always_inline bool conn_restarts(const struct packet *pkt, const struct conn *fwd)
 {
 	if (pkt->t.proto == IPPROTO_UDP)
-		return !backend_usable(fwd->backend, fwd->gen);
+		return !backend_serves(fwd->backend, fwd->gen);
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return false;
 	if (fwd->state & CONN_CLOSED)
 		return true;
-	return !(fwd->state & CONN_REPLIED) && !backend_usable(fwd->backend, fwd->gen);
+	return !(fwd->state & CONN_REPLIED) && !backend_active(fwd->backend, fwd->gen);
 }
 
 /*
@@ -179,18 +173,13 @@ static __always_inline bool conn_restarts(const struct packet *pkt, const struct
  */
 static __always_inline bool has_payload(struct __sk_buff *skb, const struct packet *pkt)
 {
-	__u32 at =
-		pkt->v4 ? offsetof(struct iphdr, tot_len) : offsetof(struct ipv6hdr, payload_len);
-	__be16 len = 0;
 	__u8 offset = 0;
 
 	if (pkt->frag_later)
 		return true;
-	if (load(skb, pkt->l4 + 12, &offset, sizeof(offset)) ||
-	    load(skb, pkt->l3 + at, &len, sizeof(len)))
+	if (load(skb, pkt->l4 + 12, &offset, sizeof(offset)))
 		return false;
-	at = pkt->l3 + bpf_ntohs(len) + (pkt->v4 ? 0 : sizeof(struct ipv6hdr));
-	return at > pkt->l4 + (offset >> 4) * 4;
+	return l4_len(skb, pkt) > (offset >> 4) * 4;
 }
 
 /* Takes the time of a connection if this packet ends it. Returns CONN_MEASURED or 0. */
@@ -346,152 +335,4 @@ static __noinline int conn_create(const struct tuple *key, const struct choice *
 		return -REASON_CONN_TABLE_FULL;
 	*tr = (struct translation){ other->addr, other->port, other->other_port };
 	return 1;
-}
-
-/* Says whether a socket of this node has the port that unsnat would take. */
-static __noinline bool port_taken(struct __sk_buff *skb, const struct tuple *unsnat)
-{
-	struct bpf_sock_tuple st = {};
-	struct bpf_sock *sk;
-	__u32 len;
-
-	if (addr_is_v4(&unsnat->saddr)) {
-		st.ipv4.saddr = unsnat->saddr.w[3];
-		st.ipv4.daddr = unsnat->daddr.w[3];
-		st.ipv4.sport = unsnat->sport;
-		st.ipv4.dport = unsnat->dport;
-		len = sizeof(st.ipv4);
-	} else {
-		__builtin_memcpy(st.ipv6.saddr, &unsnat->saddr, sizeof(st.ipv6.saddr));
-		__builtin_memcpy(st.ipv6.daddr, &unsnat->daddr, sizeof(st.ipv6.daddr));
-		st.ipv6.sport = unsnat->sport;
-		st.ipv6.dport = unsnat->dport;
-		len = sizeof(st.ipv6);
-	}
-	if (unsnat->proto == IPPROTO_TCP)
-		sk = bpf_sk_lookup_tcp(skb, &st, len, BPF_F_CURRENT_NETNS, 0);
-	else
-		sk = bpf_sk_lookup_udp(skb, &st, len, BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	bpf_sk_release(sk);
-	return true;
-}
-
-/*
- * Says whether the end that unsnat would take is a frontend. A backend's process
- * that answers with sendmsg() would be balanced, as any that sends there.
- */
-static __always_inline bool port_served(const struct tuple *unsnat)
-{
-	struct frontend_key key = {
-		.addr = unsnat->daddr,
-		.port = unsnat->dport,
-		.proto = unsnat->proto,
-	};
-	struct frontend fe;
-
-	if (unsnat->proto != IPPROTO_UDP) /* an accepted connection is not looked up */
-		return false;
-	return !frontend_read(&key, &fe) || !frontend_nodeport(&key, &fe);
-}
-
-/* The node's address for packets that leave through the device of skb. */
-static __always_inline int snat_addr(struct __sk_buff *skb, const struct packet *pkt,
-				     struct addr *addr)
-{
-	__u32 ifindex = skb->ifindex;
-	struct device *dev = bpf_map_lookup_elem(&devices, &ifindex);
-
-	if (!dev)
-		return -REASON_NO_SNAT_ADDRESS;
-	*addr = pkt->v4 ? dev->v4 : dev->v6;
-	if (addr_is_zero(addr))
-		return -REASON_NO_SNAT_ADDRESS;
-	return 0;
-}
-
-/*
- * Frees the port of an unsnat entry whose connection has ended but is still
- * remembered. Says if it did.
- */
-static __always_inline bool snat_reuse(const struct tuple *unsnat)
-{
-	struct conn *c = bpf_map_lookup_elem(&conns, unsnat);
-	struct tuple key;
-
-	if (!c)
-		return true;
-	key = (struct tuple){
-		.saddr = unsnat->saddr,
-		.daddr = c->addr,
-		.sport = unsnat->sport,
-		.dport = c->port,
-		.proto = unsnat->proto,
-		.hook = HOOK_EGRESS,
-	};
-	c = bpf_map_lookup_elem(&conns, &key);
-	if (!c)
-		return false;
-	key = forward_key(&key, c);
-	c = bpf_map_lookup_elem(&conns, &key);
-	if (!c || !(c->state & CONN_CLOSED))
-		return false;
-	conn_forget(&key, c);
-	return true;
-}
-
-/* Inserts the entry for replies to a masqueraded packet, at the first free port. */
-static __always_inline int snat_insert(struct __sk_buff *skb, const struct packet *pkt,
-				       struct tuple *unsnat)
-{
-	__u32 range = snat_port_max - snat_port_min + 1;
-	struct conn back = {
-		.addr = pkt->t.saddr,
-		.port = pkt->t.sport,
-		.other_port = pkt->t.dport,
-		.last = bpf_ktime_get_coarse_ns(),
-	};
-	int err;
-
-	for (int i = 0; i < PORT_TRIES; i++) {
-		unsnat->dport = bpf_htons(snat_port_min + pick_scale(bpf_get_prandom_u32(), range));
-		if (port_served(unsnat) || port_taken(skb, unsnat))
-			continue;
-		err = conn_insert(unsnat, &back);
-		if (err == -EEXIST && snat_reuse(unsnat))
-			err = conn_insert(unsnat, &back);
-		if (!err)
-			return 0;
-		if (err != -EEXIST)
-			return -REASON_CONN_TABLE_FULL;
-	}
-	return -REASON_NO_SNAT_PORT;
-}
-
-/*
- * Chooses the source of a masqueraded connection at its first packet. c is the
- * snat entry. Of two packets that race, one stores its port; the other uses it.
- */
-static __noinline int snat_allocate(struct __sk_buff *skb, const struct packet *pkt, struct conn *c)
-{
-	struct tuple unsnat = tuple_inverse(&pkt->t, HOOK_INGRESS);
-	union {
-		__u32 word;
-		__be16 port[2]; /* port, other_port, as in struct conn */
-	} from = {}, to = {};
-	__u32 *ports = (__u32 *)&c->port;
-	int err;
-
-	err = snat_addr(skb, pkt, &unsnat.daddr);
-	if (!err)
-		err = snat_insert(skb, pkt, &unsnat);
-	if (err)
-		return err;
-	c->addr = unsnat.daddr;
-	from.port[1] = to.port[1] = pkt->t.dport;
-	to.port[0] = unsnat.dport;
-	if (__sync_val_compare_and_swap(ports, from.word, to.word) != from.word)
-		bpf_map_delete_elem(&conns, &unsnat);
-	return 0;
 }

@@ -75,7 +75,7 @@ static __always_inline int icmp_parse_inner(struct __sk_buff *skb, const struct 
 	err = pkt->v4 ? parse_ipv4(skb, in) : parse_ipv6(skb, in);
 	if (err || in->frag_later)
 		return NOT_OURS;
-	if (in->t.proto != IPPROTO_TCP && in->t.proto != IPPROTO_UDP)
+	if (!is_balanced(in->t.proto))
 		return NOT_OURS;
 	if (bpf_skb_load_bytes(skb, in->l4, ports, sizeof(ports)))
 		return NOT_OURS;

@@ -140,6 +140,23 @@ struct {
 	__type(value, __u32);
 } pod_ranges SEC(".maps");
 
+/* Who may use the frontends of a service that are FE_RANGED. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct source_range);
+	__type(value, __u32);
+} source_ranges SEC(".maps");
+
+/* Backends that clients keep. The oldest is forgotten when it is full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+} affinities SEC(".maps");
+
 /* Packets and calls not served, by enum reason. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

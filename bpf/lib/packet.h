@@ -2,7 +2,8 @@
 /* Reading a packet's headers into a tuple, and writing a translation back. */
 #pragma once
 
-#include "choose.h"
+#include "admit.h"
+#include "sctp.h"
 
 #define IPV6_EXT_HEADERS 4 /* as many are walked */
 
@@ -21,7 +22,7 @@ struct packet {
 	__u32 frag_id;
 	__sum16 ip_check; /* of IPv4 */
 	__u8 v4;
-	__u8 tcp_flags;
+	__u8 tcp_flags;	 /* of SCTP: those of TCP that mean the same */
 	__u8 icmp_error; /* t.proto is ICMP or ICMPv6, and it is an error */
 	__u8 frag_first; /* more fragments follow */
 	__u8 frag_later; /* no layer 4 header here */
@@ -29,7 +30,7 @@ struct packet {
 
 enum parsed {
 	PARSED,
-	NOT_OURS, /* neither TCP nor UDP nor an ICMP error */
+	NOT_OURS, /* neither TCP, UDP or SCTP, nor an ICMP error */
 };
 
 #define DIRECT_MAX 512 /* headers that start later are read by the helper */
@@ -149,9 +150,28 @@ static __always_inline int frag_recall(struct packet *pkt, const struct frag_key
 	return PARSED;
 }
 
+/* The TCP flags that mean what the first chunk of an SCTP packet does. */
+static __always_inline __u8 sctp_flags(__u8 chunk)
+{
+	switch (chunk) {
+	case SCTP_INIT:
+		return TCP_SYN;
+	case SCTP_INIT_ACK:
+		return TCP_SYN | TCP_ACK;
+	case SCTP_SHUTDOWN:
+	case SCTP_SHUTDOWN_ACK:
+		return TCP_FIN | TCP_ACK;
+	case SCTP_ABORT:
+	case SCTP_SHUTDOWN_COMPLETE:
+		return TCP_RST;
+	}
+	return TCP_ACK;
+}
+
 static __always_inline int parse_ports(struct __sk_buff *skb, struct packet *pkt)
 {
 	__be16 ports[2];
+	__u8 chunk;
 
 	if (load(skb, pkt->l4, ports, sizeof(ports)))
 		return -REASON_MALFORMED;
@@ -160,6 +180,11 @@ static __always_inline int parse_ports(struct __sk_buff *skb, struct packet *pkt
 	if (pkt->t.proto == IPPROTO_TCP &&
 	    load(skb, pkt->l4 + 13, &pkt->tcp_flags, sizeof(pkt->tcp_flags)))
 		return -REASON_MALFORMED;
+	if (pkt->t.proto == IPPROTO_SCTP) {
+		if (load(skb, pkt->l4 + 12, &chunk, sizeof(chunk)))
+			return -REASON_MALFORMED;
+		pkt->tcp_flags = sctp_flags(chunk);
+	}
 	return PARSED;
 }
 
@@ -169,6 +194,11 @@ static __always_inline bool is_icmp_error(const struct packet *pkt, __u8 type)
 		return !(type & ICMPV6_INFOMSG_MASK);
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED ||
 	       type == ICMP_PARAMETERPROB;
+}
+
+static __always_inline bool is_balanced(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_SCTP;
 }
 
 /* Reads the layer 4 header: ports and flags, or that it is an ICMP error. */
@@ -185,7 +215,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *pkt)
 		pkt->icmp_error = is_icmp_error(pkt, type);
 		return pkt->icmp_error ? PARSED : NOT_OURS;
 	}
-	if (pkt->t.proto != IPPROTO_TCP && pkt->t.proto != IPPROTO_UDP)
+	if (!is_balanced(pkt->t.proto))
 		return NOT_OURS;
 	if (!pkt->frag_first && !pkt->frag_later)
 		return parse_ports(skb, pkt);
@@ -283,7 +313,8 @@ static __always_inline int rewrite_addr(struct __sk_buff *skb, const struct pack
 	__u64 flags = 0;
 	__u32 csum = csum_offset(pkt, &flags);
 
-	if (!pkt->frag_later && bpf_l4_csum_replace(skb, csum, 0, diff, flags | BPF_F_PSEUDO_HDR))
+	if (!pkt->frag_later && pkt->t.proto != IPPROTO_SCTP &&
+	    bpf_l4_csum_replace(skb, csum, 0, diff, flags | BPF_F_PSEUDO_HDR))
 		return -REASON_REWRITE;
 	if (!pkt->v4)
 		return bpf_skb_store_bytes(skb, addr_offset(pkt, dst), to, sizeof(*to), 0) ?
@@ -296,6 +327,40 @@ static __always_inline int rewrite_addr(struct __sk_buff *skb, const struct pack
 				   0) ?
 		       -REASON_REWRITE :
 		       0;
+}
+
+/* Bytes of the packet from layer 4 on, as its IP header says. */
+static __always_inline __u32 l4_len(struct __sk_buff *skb, const struct packet *pkt)
+{
+	__u32 at =
+		pkt->v4 ? offsetof(struct iphdr, tot_len) : offsetof(struct ipv6hdr, payload_len);
+	__be16 len = 0;
+
+	if (load(skb, pkt->l3 + at, &len, sizeof(len)))
+		return 0;
+	at = pkt->l3 + bpf_ntohs(len) + (pkt->v4 ? 0 : sizeof(struct ipv6hdr));
+	return at > pkt->l4 ? at - pkt->l4 : 0;
+}
+
+/*
+ * Replaces both ports of SCTP. The checksum of a packet in fragments cannot be known
+ * from one of them.
+ */
+static __noinline int rewrite_sctp(struct __sk_buff *skb, const struct packet *pkt, __u32 from,
+				   __u32 to)
+{
+	__u32 csum, len = l4_len(skb, pkt);
+
+	if (pkt->frag_first)
+		return -REASON_FRAGMENT;
+	if (!len || bpf_skb_load_bytes(skb, pkt->l4 + 8, &csum, sizeof(csum)))
+		return -REASON_MALFORMED;
+	if (csum) /* else it is computed later, over a field that must be 0 */
+		csum ^= crc32c_first_word(from ^ to, len);
+	if (bpf_skb_store_bytes(skb, pkt->l4, &to, sizeof(to), 0) ||
+	    bpf_skb_store_bytes(skb, pkt->l4 + 8, &csum, sizeof(csum), 0))
+		return -REASON_REWRITE;
+	return 0;
 }
 
 /* Replaces both ports; those of later fragments are not there. */
@@ -311,6 +376,8 @@ static __always_inline int rewrite_ports(struct __sk_buff *skb, const struct pac
 
 	if (from.word == to.word || pkt->frag_later)
 		return 0;
+	if (pkt->t.proto == IPPROTO_SCTP)
+		return rewrite_sctp(skb, pkt, from.word, to.word);
 	if (bpf_l4_csum_replace(skb, csum, from.word, to.word, flags | 4))
 		return -REASON_REWRITE;
 	return bpf_skb_store_bytes(skb, pkt->l4, &to, sizeof(to), 0) ? -REASON_REWRITE : 0;

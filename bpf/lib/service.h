@@ -6,6 +6,8 @@
 #include "pick.h"
 #include "bpf_endian.h"
 
+#define NSEC_PER_SEC 1000000000ULL
+
 #define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
 
@@ -44,6 +46,11 @@ static __always_inline bool addr_equal(const struct addr *a, const struct addr *
 static __always_inline bool addr_is_v4(const struct addr *a)
 {
 	return !a->w[0] && !a->w[1] && a->w[2] == V4_MAPPED;
+}
+
+static __always_inline bool addr_is_unspecified(const struct addr *a)
+{
+	return !a->w[0] && !a->w[1] && (!a->w[2] || a->w[2] == V4_MAPPED) && !a->w[3];
 }
 
 static __always_inline bool addr_is_loopback(const struct addr *a)
@@ -151,12 +158,21 @@ static __always_inline int pool_refusal(const struct pool *p)
 	return -REASON_NO_BACKEND_REJECT;
 }
 
-/* Says whether a backend still takes new connections. */
-static __always_inline bool backend_usable(__u32 id, __u32 gen)
+/* Says whether a backend takes new connections. */
+static __always_inline bool backend_active(__u32 id, __u32 gen)
 {
 	struct backend *be = bpf_map_lookup_elem(&backends, &id);
 
 	return be && be->gen == gen && be->state == BACKEND_ACTIVE;
+}
+
+/* Says whether a backend serves the flows that it has. */
+static __always_inline bool backend_serves(__u32 id, __u32 gen)
+{
+	struct backend *be = bpf_map_lookup_elem(&backends, &id);
+
+	return be && be->gen == gen &&
+	       (be->state == BACKEND_ACTIVE || be->state == BACKEND_LEAVING);
 }
 
 static __always_inline struct backend_stats *stats_of(__u32 id)

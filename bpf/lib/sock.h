@@ -35,9 +35,12 @@ static __always_inline void sock_closed(struct sock_state *st, enum sock_end how
 		latency_add(st->backend, (bpf_ktime_get_ns() - st->opened) / 1000000, unit);
 }
 
-static __always_inline bool addr_is_unspecified(const struct addr *a)
+/* Says whether NodePorts answer at a loopback address. */
+static __always_inline bool serves_localhost(const struct addr *a)
 {
-	return !a->w[0] && !a->w[1] && (!a->w[2] || a->w[2] == V4_MAPPED) && !a->w[3];
+	const struct settings *set = settings_of_node();
+
+	return set && set->localhost[a->w[2] ? 0 : 1];
 }
 
 /*
@@ -57,7 +60,7 @@ static __always_inline int sock_frontend(struct bpf_sock_addr *ctx, const struct
 	if (!addr_is_unspecified(&key.addr) && !frontend_read(&key, fe))
 		return 0;
 	if (addr_is_loopback(&key.addr) || addr_is_unspecified(&key.addr)) {
-		if (bpf_get_netns_cookie(ctx) != host_netns)
+		if (bpf_get_netns_cookie(ctx) != host_netns || !serves_localhost(&key.addr))
 			return -ENOENT;
 	} else if (!is_node_addr(&key.addr)) {
 		return -ENOENT;
@@ -70,9 +73,8 @@ static __always_inline __u32 inside_scope(const struct frontend *fe)
 	return fe->flags & FE_INSIDE_LOCAL ? SCOPE_LOCAL : SCOPE_CLUSTER;
 }
 
-/* Chooses by what is known of a socket before it has connected. */
-static __noinline int sock_choose_by_flow(struct bpf_sock_addr *ctx, const struct remote *to,
-					  const struct frontend *fe, struct choice *c)
+/* What is known of a socket's connection before it has connected. */
+static __always_inline struct tuple sock_flow(struct bpf_sock_addr *ctx, const struct remote *to)
 {
 	struct tuple flow = {
 		.daddr = to->addr,
@@ -81,21 +83,71 @@ static __noinline int sock_choose_by_flow(struct bpf_sock_addr *ctx, const struc
 	};
 
 	sock_source(ctx, &flow);
+	return flow;
+}
+
+/* Chooses by who the caller is. */
+static __noinline int sock_choose_by_flow(struct bpf_sock_addr *ctx, const struct remote *to,
+					  const struct frontend *fe, struct choice *c)
+{
+	struct tuple flow = sock_flow(ctx, to);
+
+	if (fe->flags & FE_AFFINITY &&
+	    !affinity_find(fe->service, inside_scope(fe), &flow.saddr, c))
+		return 0;
 	return choose_static(fe->service, inside_scope(fe), &flow, c);
 }
 
+/* Makes the caller keep what was chosen. */
+static __noinline int sock_keep(struct bpf_sock_addr *ctx, const struct remote *to,
+				const struct frontend *fe, struct choice *c)
+{
+	struct tuple flow = sock_flow(ctx, to);
+
+	return affinity_keep(fe->service, inside_scope(fe), &flow.saddr, c);
+}
+
+/* Says whether the caller may use a frontend. */
+static __noinline bool sock_allowed(struct bpf_sock_addr *ctx, const struct remote *to,
+				    const struct frontend *fe)
+{
+	struct tuple flow = sock_flow(ctx, to);
+
+	return source_allowed(fe->service, &flow.saddr);
+}
+
 /*
- * Chooses a backend for a socket. Who the caller is has to be found out only if
- * that is hashed.
+ * Chooses a backend for a socket. Who the caller is has to be found out only if it
+ * matters. One that is kept out goes on to the VIP, where the packet path knows the
+ * source for certain.
  */
 static __always_inline int sock_choose(struct bpf_sock_addr *ctx, const struct remote *to,
 				       const struct frontend *fe, struct choice *c)
 {
-	int err = choose_static(fe->service, inside_scope(fe), NULL, c);
+	int err = NEEDS_FLOW;
 
+	if (fe->flags & FE_RANGED && !sock_allowed(ctx, to, fe))
+		return -REASON_SOURCE_RANGE;
+	if (!(fe->flags & FE_AFFINITY))
+		err = choose_static(fe->service, inside_scope(fe), NULL, c);
 	if (err == NEEDS_FLOW)
 		err = sock_choose_by_flow(ctx, to, fe, c);
-	return err == NEEDS_LOAD ? choose_by_load(c) : err;
+	if (err == NEEDS_LOAD)
+		err = choose_by_load(c);
+	if (!err && fe->flags & FE_AFFINITY)
+		sock_keep(ctx, to, fe, c);
+	return err;
+}
+
+/*
+ * Refuses what is sent to a port that a cluster IP has not. A UDP socket may connect:
+ * getaddrinfo() does so to learn a source address, and sends nothing.
+ */
+static __noinline int sock_unknown(const struct remote *to, __u8 proto)
+{
+	if (to->proto != proto || !is_cluster_ip(&to->addr))
+		return 0;
+	return count_drop(REASON_UNKNOWN_PORT);
 }
 
 /* Remembers with the socket what was chosen, and counts it. */
@@ -131,7 +183,7 @@ static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct remote
 		st->signal = SIGNAL_NONE;
 	}
 	if (sock_frontend(ctx, to, &fe))
-		return 0;
+		return sock_unknown(to, IPPROTO_TCP);
 	err = sock_choose(ctx, to, &fe, &c);
 	if (err)
 		return err;
@@ -182,6 +234,8 @@ static __always_inline void udp_forget(const struct udp_flow_key *key, struct ud
 	struct udp_flow_key back_key = udp_back_key(key, flow);
 	struct udp_flow *back = bpf_map_lookup_elem(&udp_flows, &back_key);
 
+	if (bpf_map_lookup_elem(&udp_flows, key) != flow)
+		return; /* somebody else removed it, and it may have started again */
 	if (!__sync_val_compare_and_swap(&flow->closed, 0, 1))
 		count_closed(flow->backend, false);
 	if (udp_back_is(back, key))
@@ -290,11 +344,13 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct remote
 	struct frontend fe;
 	int err;
 
-	if (sock_frontend(ctx, to, &fe) || sock_names_peer(ctx, to))
+	if (sock_frontend(ctx, to, &fe))
+		return sock_unknown(to, IPPROTO_UDP);
+	if (sock_names_peer(ctx, to))
 		return 0;
 	key.cookie = bpf_get_socket_cookie(ctx);
 	flow = bpf_map_lookup_elem(&udp_flows, &key);
-	if (flow && backend_usable(flow->backend, flow->gen)) {
+	if (flow && backend_serves(flow->backend, flow->gen)) {
 		udp_touch(&key, flow);
 		to->addr = flow->addr;
 		to->port = flow->port;

@@ -8,7 +8,7 @@
  */
 #pragma once
 
-#include "choose.h"
+#include "admit.h"
 #include "bpf_core_read.h"
 
 #define DEVICES 8   /* as many are looked at */

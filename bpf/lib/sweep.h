@@ -4,6 +4,7 @@
 
 #include "conn.h"
 #include "sock.h"
+#include "vip.h"
 
 static __always_inline __u64 conn_timeout(const struct tuple *t, __u32 state)
 {
@@ -69,12 +70,53 @@ static __noinline int sweep_stray(const struct tuple *key, struct conn *c, __u64
 	return 0;
 }
 
+/* Says whether a backend resets its connections. */
+static __always_inline bool backend_resets(__u32 id, __u32 gen)
+{
+	struct backend *be = bpf_map_lookup_elem(&backends, &id);
+
+	return be && be->gen == gen && be->state == BACKEND_RESET;
+}
+
+/*
+ * Says whether a connection of UDP leads nowhere: its backend is gone, or its VIP is
+ * another service's or nobody's. One of TCP is marked, and goes on until it is answered.
+ */
+static __noinline bool conn_stale(const struct tuple *key, struct conn *c, __u64 now)
+{
+	__u32 id = c->backend;
+	struct backend *be = bpf_map_lookup_elem(&backends, &id);
+
+	if (!id || !be) /* it was direct */
+		return false;
+	if (key->proto == IPPROTO_UDP)
+		return !backend_serves(id, c->gen) ||
+		       !vip_leads_to(&key->daddr, key->dport, key->proto, be->service);
+	if (key->proto == IPPROTO_TCP && !(c->state & CONN_RESET) && backend_resets(id, c->gen)) {
+		conn_close(c);
+		__sync_fetch_and_or(&c->state, CONN_RESET);
+		WRITE_ONCE(c->last, now); /* it is remembered until the client asks */
+	}
+	return false;
+}
+
+/* The same of a flow of an unconnected socket. */
+static __always_inline bool flow_stale(const struct udp_flow_key *key, const struct udp_flow *f)
+{
+	__u32 id = f->backend;
+	struct backend *be = bpf_map_lookup_elem(&backends, &id);
+
+	return !be || !backend_serves(id, f->gen) ||
+	       !vip_leads_to(&key->addr, key->port, IPPROTO_UDP, be->service);
+}
+
 /* A connection lives while either direction is used; the others' entries follow. */
 static long sweep_conn(void *map, const struct tuple *key, struct conn *c, struct sweep *s)
 {
 	struct tuple k, rkey;
 	struct conn *reply;
 	__u64 last;
+	bool stale;
 
 	(void)map;
 	s->entries++;
@@ -83,12 +125,15 @@ static long sweep_conn(void *map, const struct tuple *key, struct conn *c, struc
 		return 0;
 	}
 	k = *key;
+	stale = conn_stale(&k, c, s->now);
 	last = c->last;
 	rkey = reply_key(&k, c);
 	reply = bpf_map_lookup_elem(&conns, &rkey);
 	if (reply && reply->last > last)
 		last = reply->last;
-	if (!is_idle(s->now, last, conn_timeout(&k, c->state))) {
+	if (stale) {
+		s->stale++;
+	} else if (!is_idle(s->now, last, conn_timeout(&k, c->state))) {
 		s->conns++;
 		if (s->recount && !(c->state & CONN_CLOSED))
 			recount(c->backend);
@@ -117,7 +162,9 @@ static long sweep_flow(void *map, const struct udp_flow_key *key, struct udp_flo
 	back = bpf_map_lookup_elem(&udp_flows, &back_key);
 	if (udp_back_is(back, &k) && back->last > last)
 		last = back->last;
-	if (!is_idle(s->now, last, udp_stream_timeout * NSEC_PER_SEC)) {
+	if (flow_stale(&k, f)) {
+		s->stale++;
+	} else if (!is_idle(s->now, last, udp_stream_timeout * NSEC_PER_SEC)) {
 		s->flows++;
 		if (s->recount && !f->closed)
 			recount(f->backend);

@@ -76,6 +76,9 @@ enum frontend_flags {
 	FE_OUTSIDE_LOCAL = 1 << 1,   /* all others use SCOPE_LOCAL */
 	FE_MASQ_OFFCLUSTER = 1 << 2, /* masquerade callers outside the pod ranges */
 	FE_MASQ_ALWAYS = 1 << 3,     /* masquerade every caller */
+	FE_RANGED = 1 << 4,	     /* only callers in the service's source ranges */
+	FE_AFFINITY = 1 << 5,	     /* callers keep their backend */
+	FE_UNKNOWN = 1 << 6, /* no frontend: stands for the ports that a cluster IP has not */
 };
 
 /*
@@ -96,8 +99,10 @@ _Static_assert(sizeof(struct frontend) == 8, "read as one word");
  */
 struct service {
 	__u64 pool[SCOPES];
+	__u32 affinity; /* seconds after a client's last connection; 0: it has none */
+	__u32 pad[3];
 };
-_Static_assert(sizeof(struct service) == 16, "layout is shared with Go");
+_Static_assert(sizeof(struct service) == 32, "layout is shared with Go");
 
 /* What the kernel writes for a service; apart from struct service, which the agent writes. */
 struct service_state {
@@ -145,13 +150,15 @@ enum backend_state {
 	BACKEND_FREE,
 	BACKEND_ACTIVE,
 	BACKEND_LEAVING, /* takes no new connection, those it has go on */
+	BACKEND_GONE,	 /* the same, but flows of UDP move, and sockets connected to it end */
+	BACKEND_RESET,	 /* the same, and connections of TCP are reset */
 };
 
 /* One backend of one service. Written by the agent, read by every program. */
 struct backend {
 	struct addr addr;
 	__be16 port;
-	__u8 proto;
+	__u8 pools; /* 1 << scope: it may get new connections there */
 	__u8 state; /* enum backend_state */
 	__u32 gen;  /* grows when the element is reused */
 	__u32 service;
@@ -259,6 +266,7 @@ enum conn_state {
 	CONN_CLOSED = 1 << 3,	/* counted as closed */
 	CONN_ACKED = 1 << 4,	/* the client answered the backend's SYN-ACK */
 	CONN_MEASURED = 1 << 5, /* its time was taken */
+	CONN_RESET = 1 << 6,	/* the client's next packet is answered with a reset */
 };
 
 /*
@@ -283,20 +291,35 @@ struct conn {
 };
 _Static_assert(sizeof(struct conn) == 48, "layout is shared with Go");
 
-/* What all programs should know. Written by the agent when it starts. */
+/* The addresses that agree with bits where mask has ones. */
+struct range {
+	struct addr mask;
+	struct addr bits;
+};
+
+enum known {
+	KNOWN_PODS = 1 << 0,	   /* who is no pod of the family comes from elsewhere */
+	KNOWN_TRANSLATED = 1 << 1, /* netfilter translates connections to frontends, too */
+};
+
+/* What all programs should know. Written by the agent. */
 struct settings {
 	__u64 hash_seed;     /* the same on every node of a cluster */
 	__u64 node;	     /* a number of this node's own */
 	struct addr host[2]; /* of sockets of this node: IPv4, IPv6; all zero: to be found out */
+	struct range cluster[2]; /* has all cluster IPs, of IPv4 and IPv6 */
+	__u32 localhost[2];	 /* 1: NodePorts answer at loopback addresses, of IPv4 and IPv6 */
+	__u32 known[2];		 /* enum known, of IPv4 and IPv6 */
 };
-_Static_assert(sizeof(struct settings) == 48, "layout is shared with Go");
+_Static_assert(sizeof(struct settings) == 128, "layout is shared with Go");
 
-/* Source addresses for packets that leave through a device. */
+/* What is known of a device. */
 struct device {
-	struct addr v4;
+	struct addr v4; /* source addresses for packets that leave through it */
 	struct addr v6;
+	__u32 pods; /* 1: packets that come from it are those of pods */
 };
-_Static_assert(sizeof(struct device) == 32, "layout is shared with Go");
+_Static_assert(sizeof(struct device) == 36, "layout is shared with Go");
 
 /* Ports of a fragmented packet, from its first fragment. */
 struct frag_key {
@@ -321,6 +344,28 @@ struct prefix {
 };
 _Static_assert(sizeof(struct prefix) == 20, "layout is shared with Go");
 
+/* Longest-prefix key of a service's source range. */
+struct source_range {
+	__u32 len; /* bits: 32 of the service, then as in struct prefix */
+	__u32 service;
+	struct addr addr;
+};
+_Static_assert(sizeof(struct source_range) == 24, "layout is shared with Go");
+
+/* Whose backend a client keeps. */
+struct affinity_key {
+	struct addr client;
+	__u32 service;
+};
+_Static_assert(sizeof(struct affinity_key) == 20, "layout is shared with Go");
+
+struct affinity {
+	__u32 backend;
+	__u32 gen;
+	__u64 last; /* ns, monotonic, of the client's last new connection */
+};
+_Static_assert(sizeof(struct affinity) == 16, "layout is shared with Go");
+
 /* Why a packet or a call was not served. Names are in internal/dataplane/ebpf. */
 enum reason {
 	REASON_NONE,
@@ -335,6 +380,8 @@ enum reason {
 	REASON_SOCK_STATE,
 	REASON_UDP_FLOWS_FULL,
 	REASON_INTERNAL,
+	REASON_SOURCE_RANGE,
+	REASON_UNKNOWN_PORT,
 	REASONS,
 };
 
@@ -345,5 +392,6 @@ struct sweep {
 	__u64 conns;   /* out: connections alive */
 	__u64 entries; /* out: table entries alive */
 	__u64 expired; /* out: connections and flows removed */
+	__u64 stale;   /* out: of those, whose backend or frontend is gone */
 	__u64 flows;   /* out: UDP flows alive */
 };

@@ -69,11 +69,20 @@ func listServices(svcs []named) list {
 			sum.Opened += b.Opened
 			sum.Failed += b.Failed
 		}
-		l.rows = append(l.rows, append(nameCells(s.ServiceName), orDash(cmp.Or(s.Algorithm, s.Kind)), addresses(s.Frontends),
+		l.rows = append(l.rows, append(nameCells(s.ServiceName), algorithm(s.ServiceView), addresses(s.Frontends),
 			strconv.Itoa(active), number(sum.Live), number(sum.Opened), number(sum.Failed), number(s.Rejected)))
 	}
 	l.items = items
 	return l
+}
+
+// algorithm names how a Service is balanced; ~ stands before what is only approximated.
+func algorithm(s dataplane.ServiceView) string {
+	name := orDash(cmp.Or(s.Algorithm, s.Kind))
+	if s.Approximation != "" {
+		return "~" + name
+	}
+	return name
 }
 
 // maxAddresses is how many frontends a line shows.
@@ -111,8 +120,16 @@ func counters(b dataplane.BackendView) []string {
 	}
 	return []string{
 		state, orDash(b.Pools), number(b.Live), number(b.Opened), number(b.Closed), number(b.Failed),
-		latency(time.Duration(b.LatencyMicros) * time.Microsecond), number(uint64(b.Weight)), percent(b.Expected), percent(b.Share),
+		latency(time.Duration(b.LatencyMicros) * time.Microsecond), weight(b), percent(b.Expected), percent(b.Share),
 	}
+}
+
+// weight writes a backend's weight, if it is known: with 0 nothing would be expected.
+func weight(b dataplane.BackendView) string {
+	if b.Weight == 0 && b.Expected > 0 {
+		return "-"
+	}
+	return number(uint64(b.Weight))
 }
 
 // percent writes a part of 1.

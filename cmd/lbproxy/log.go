@@ -6,21 +6,68 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
 
 	"k8s.io/klog/v2"
 
 	"github.com/lbproxy/lbproxy/internal/config"
 )
 
-// newLogger returns the agent's logger. What client-go logs goes there too.
+// newLogger returns the agent's logger. What client-go logs goes there too, from now on.
 func newLogger(w io.Writer, cfg config.Config) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
 	var h slog.Handler = slog.NewTextHandler(w, opts)
 	if cfg.LogFormat == config.JSON {
 		h = slog.NewJSONHandler(w, opts)
 	}
-	klog.SetSlogLogger(slog.New(quiet{h}).With("component", "client-go"))
+	clientLog.Store(&h)
+	takeClientLog()
 	return slog.New(h)
+}
+
+// clientLog is where client-go's log goes.
+var clientLog atomic.Pointer[slog.Handler]
+
+// takeClientLog makes client-go log to clientLog. klog has one logger for the process,
+// which goroutines read without a lock: it is set once, before there are any.
+var takeClientLog = sync.OnceFunc(func() {
+	klog.SetSlogLogger(slog.New(quiet{forward{to: &clientLog}}).With("component", "client-go"))
+})
+
+// forward is a handler that hands everything to another one, which may be exchanged.
+type forward struct {
+	to   *atomic.Pointer[slog.Handler]
+	with []func(slog.Handler) slog.Handler // attributes and groups, in order
+}
+
+// Enabled tells whether a record of level l would be written.
+func (f forward) Enabled(ctx context.Context, l slog.Level) bool {
+	return (*f.to.Load()).Enabled(ctx, l)
+}
+
+// Handle writes r.
+func (f forward) Handle(ctx context.Context, r slog.Record) error {
+	h := *f.to.Load()
+	for _, add := range f.with {
+		h = add(h)
+	}
+	return h.Handle(ctx, r)
+}
+
+// WithAttrs returns a handler that adds as.
+func (f forward) WithAttrs(as []slog.Attr) slog.Handler {
+	return f.adding(func(h slog.Handler) slog.Handler { return h.WithAttrs(as) })
+}
+
+// WithGroup returns a handler that puts attributes into a group.
+func (f forward) WithGroup(name string) slog.Handler {
+	return f.adding(func(h slog.Handler) slog.Handler { return h.WithGroup(name) })
+}
+
+func (f forward) adding(add func(slog.Handler) slog.Handler) forward {
+	return forward{f.to, append(slices.Clip(f.with), add)}
 }
 
 // quiet lowers Info to Debug: what client-go finds worth telling calls for nobody

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -102,14 +103,29 @@ func fakeApp(k kernel) (a *app, stdout, stderr *bytes.Buffer) {
 	return &app{stdout: stdout, stderr: stderr, kernel: k}, stdout, stderr
 }
 
+// noState is a dataplane that works and has nothing in the kernel.
+func noState() access {
+	return access{
+		view:    func(config.Config) (view, error) { return nil, fmt.Errorf("/nowhere: %w", dataplane.ErrNoState) },
+		check:   func(config.Config) []finding { return nil },
+		cleanup: func(config.Config) ([]string, error) { return nil, nil },
+	}
+}
+
 func exampleKernel() kernel {
 	return kernel{
-		view: func(config.Config) (view, error) { return exampleView(), nil },
-		check: func(config.Config) []finding {
-			return []finding{{"privileges", levelOK, "root"}, {"kernel", levelFail, "5.4 has no getpeername hook: want 6.1"}}
+		ebpf: access{
+			view: func(config.Config) (view, error) { return exampleView(), nil },
+			check: func(config.Config) []finding {
+				return []finding{
+					{config.EBPF, "privileges", levelOK, "root"},
+					{config.EBPF, "kernel", levelFail, "5.4 has no getpeername hook: want 6.1"},
+				}
+			},
+			cleanup: func(config.Config) ([]string, error) { return []string{"/sys/fs/bpf/lbproxy/v1"}, nil },
+			open:    func(config.Config, announcer, *slog.Logger) (plane, error) { return nil, errors.New("needs root") },
 		},
-		cleanup: func(config.Config) ([]string, error) { return []string{"/sys/fs/bpf/lbproxy/v1"}, nil },
-		open:    func(config.Config, *slog.Logger) (plane, error) { return nil, errors.New("needs root") },
+		iptables: noState(),
 	}
 }
 
@@ -140,12 +156,12 @@ func TestOutput(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	a, stdout, stderr := fakeApp(exampleKernel())
-	args := []string{"check", "--manifests=" + os.DevNull, "--healthz-bind-address=", "--metrics-bind-address="}
+	args := []string{"check", "--manifests=" + os.DevNull, "--healthz-bind-address=", "--metrics-bind-address=", "--dataplane=ebpf"}
 	if code := a.execute(args); code != exitFailure {
 		t.Errorf("code %d, want %d", code, exitFailure)
 	}
 	golden(t, "check.txt", stdout.String())
-	if got, want := stderr.String(), "lbproxy: this node is not fit: 2 of 5 checks failed\n"; got != want {
+	if got, want := stderr.String(), "lbproxy: this node is not fit: 2 of 8 checks failed\n"; got != want {
 		t.Errorf("stderr %q, want %q", got, want)
 	}
 }
@@ -157,6 +173,31 @@ func TestNothingToShow(t *testing.T) {
 	}
 	if stdout.Len() > 0 || stderr.String() != "no services\n" {
 		t.Errorf("stdout %q, stderr %q; want only a line on stderr", stdout, stderr)
+	}
+}
+
+func TestApproximationIsShown(t *testing.T) {
+	v := &fakeView{
+		services: []dataplane.ServiceView{{
+			Name: "shop/web:http/TCP/IPv4", Kind: "rules", Algorithm: "least-connection", Approximation: "by shares",
+			Backends: []dataplane.BackendView{{Address: "10.244.1.10:8080", State: "active", Expected: 1}},
+		}},
+		explanation: dataplane.Explanation{Decision: "forward", Approximation: "by shares"},
+	}
+	k := exampleKernel()
+	k.ebpf.view = func(config.Config) (view, error) { return v, nil }
+	for args, want := range map[string]string{
+		"get services":         " ~least-connection ",
+		"get services -o json": `"approximation": "by shares"`,
+		"get backends":         " - - 100.0% 0.0%\n", // latency, weight, expected, share
+		"explain --from 10.244.1.5 --to 10.96.1.1:80":         "Approximated: by shares",
+		"explain --from 10.244.1.5 --to 10.96.1.1:80 -o yaml": "approximation: by shares",
+	} {
+		a, stdout, stderr := fakeApp(k)
+		code := a.execute(strings.Fields(args))
+		if text := regexp.MustCompile(" +").ReplaceAllString(stdout.String(), " "); code != exitOK || !strings.Contains(text, want) {
+			t.Errorf("%s: code %d, %q lacks %q, stderr %q", args, code, text, want, stderr)
+		}
 	}
 }
 
@@ -178,11 +219,11 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	failing := func(err error) kernel {
-		return kernel{
-			view:    func(config.Config) (view, error) { return nil, err },
-			cleanup: func(config.Config) ([]string, error) { return nil, err },
-			open:    func(config.Config, *slog.Logger) (plane, error) { return nil, err },
-		}
+		a := noState()
+		a.view = func(config.Config) (view, error) { return nil, err }
+		a.cleanup = func(config.Config) ([]string, error) { return nil, err }
+		a.open = func(config.Config, announcer, *slog.Logger) (plane, error) { return nil, err }
+		return kernel{ebpf: a, iptables: noState()}
 	}
 	for _, tc := range []struct {
 		args string
@@ -198,7 +239,8 @@ func TestErrors(t *testing.T) {
 		{args: "get services -o xml", code: 2, want: `lbproxy: output (from --output): "xml": want table, json or yaml (see lbproxy get services --help)`},
 		{args: "get services --kubeconfig=x", code: 2, want: "lbproxy: unknown flag: --kubeconfig"},
 		{args: "run --algorithm=fastest", code: 2, want: `lbproxy: algorithm (from --algorithm): unknown algorithm "fastest": want one of random, round-robin`},
-		{args: "run --proxy-mode=iptables", code: 2, want: "lbproxy: dataplane (from --dataplane): the iptables dataplane is not in this version"},
+		{args: "run --proxy-mode=kernelspace", code: 2, want: `lbproxy: dataplane (from --dataplane): "kernelspace": want auto, ebpf or iptables`},
+		{args: "run --iptables-masquerade-bit=32", code: 2, want: `lbproxy: iptables-masquerade-bit (from --iptables-masquerade-bit): "32": want a number from 0 to 31`},
 		{args: "run", env: []string{"LBPROXY_LOG_LEVEL=loud"}, code: 2, want: "lbproxy: log-level (from LBPROXY_LOG_LEVEL): "},
 		{args: "run --config=/nonexistent.yaml", code: 2, want: "lbproxy: config (from --config): open /nonexistent.yaml: no such file or directory"},
 		{args: "run --kubeconfig=/a --manifests=/b", code: 2, want: "lbproxy: manifests (from --manifests): excludes kubeconfig (from --kubeconfig)"},
@@ -208,7 +250,7 @@ func TestErrors(t *testing.T) {
 		{args: "run --manifests=/nonexistent", code: 1, want: "lbproxy: manifests: stat /nonexistent: no such file or directory"},
 		{args: "run --manifests=" + broken, code: 1, want: "lbproxy: manifests: " + broken + " is not a directory"},
 		{args: "run --manifests=" + dir, err: ebpf.ErrRunning, code: 1, want: "lbproxy: dataplane: another lbproxy is running"},
-		{args: "run --manifests=" + dir, err: errors.New("a\n  b"), code: 1, want: "lbproxy: dataplane: a; b\n"},
+		{args: "run --dataplane=ebpf --manifests=" + dir, err: errors.New("a\n  b"), code: 1, want: "lbproxy: dataplane: a; b\n"},
 		{args: "cleanup", err: fmt.Errorf("%w: it holds the lock", ebpf.ErrRunning), code: 1, want: "lbproxy: another lbproxy is running: it holds the lock: stop it first"},
 		{args: "get services", err: errors.New("no pins"), code: 1, want: "lbproxy: no pins\n"},
 		{args: "explain --to=10.0.0.1:80", code: 2, want: `lbproxy: required flag(s) "from" not set`},
@@ -244,7 +286,8 @@ func TestVersionAndHelp(t *testing.T) {
 }
 
 func TestEveryNodeHashesAlike(t *testing.T) {
-	if got := ebpfOptions(config.Config{HashSeed: 1 << 63}, nil).HashSeed; got != 1<<63 {
-		t.Errorf("the dataplane hashes from %d, want %d", got, uint64(1)<<63)
+	cfg := config.Config{HashSeed: 1 << 63}
+	if e, i := ebpfOptions(cfg, nil).HashSeed, iptablesOptions(cfg, nil).HashSeed; e != 1<<63 || i != 1<<63 {
+		t.Errorf("the dataplanes hash from %d and %d, want %d", e, i, uint64(1)<<63)
 	}
 }

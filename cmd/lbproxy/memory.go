@@ -14,8 +14,10 @@ const gcPercent = 50
 
 // When memory is given back.
 const (
-	trimPeriod = time.Second
-	trimSlack  = 24 << 20 // bytes that the heap may have more than when it was last trimmed
+	trimPeriod  = time.Second
+	trimSlack   = 24 << 20 // bytes that the heap may have more than when it was last trimmed
+	quietSlack  = 6 << 20  // the same while next to nothing happens
+	quietChange = 1 << 20  // bytes by which the heap changes then
 )
 
 // trim gives memory back that a start, a list from the API server or a scrape
@@ -48,9 +50,12 @@ type trimmer struct {
 // due tells whether a heap of n bytes should be trimmed: when it is large and no
 // longer grows. What makes it grow would soon need the memory again.
 func (t *trimmer) due(n uint64) bool {
-	grows := n > t.last
+	last := t.last
 	t.last = n
-	return !grows && n > t.kept+trimSlack
+	if n < last+quietChange && last < n+quietChange {
+		return n > t.kept+quietSlack
+	}
+	return n < last && n > t.kept+trimSlack
 }
 
 // trimmed notes that n bytes are in use after all.

@@ -92,7 +92,7 @@ func (p *fakePlane) Close() error {
 }
 
 // record is one line of the log.
-type record struct{ Level, Msg, Server, Address, Variable, Node string }
+type record struct{ Level, Msg, Server, Address, Variable, Node, Mode, Dataplane, Because string }
 
 // process is `lbproxy run` in this process.
 type process struct {
@@ -103,11 +103,23 @@ type process struct {
 
 func start(t *testing.T, p plane, args ...string) *process {
 	t.Helper()
+	return startWith(t, kernel{ebpf: opens(p), iptables: noState()}, args...)
+}
+
+// opens is a dataplane that works: it is p.
+func opens(p plane) access {
+	a := noState()
+	a.open = func(config.Config, announcer, *slog.Logger) (plane, error) { return p, nil }
+	return a
+}
+
+func startWith(t *testing.T, k kernel, args ...string) *process {
+	t.Helper()
 	r, w := io.Pipe()
 	proc := &process{t, make(chan record, 100), make(chan int, 1)}
 	a := &app{
 		stdout: io.Discard, stderr: w, environ: []string{"LBPROXY_TYPO=1", "LBPROXY_LOG_FORMAT=json"},
-		kernel: kernel{open: func(config.Config, *slog.Logger) (plane, error) { return p, nil }},
+		kernel: k,
 	}
 	args = append([]string{"run", "--node-name=n1", "--healthz-bind-address=127.0.0.1:0", "--metrics-bind-address=127.0.0.1:0"}, args...)
 	go func() {
@@ -191,6 +203,7 @@ func TestRun(t *testing.T) {
 	})
 	fetch(t, addrs["metrics"]+"/metrics", func(_ int, body string) bool {
 		return strings.Contains(body, "\nlbproxy_services 1\n") && strings.Contains(body, "\nlbproxy_dataplane_writes_total 7\n") &&
+			strings.Contains(body, "\nlbproxy_dataplane_info{dataplane=\"ebpf\"} 1\n") &&
 			strings.Contains(body, `lbproxy_map_capacity{map="services"} 2`) && !strings.Contains(body, "lbproxy_sync_duration_seconds_count 0")
 	})
 	body := fetch(t, addrs["metrics"]+"/configz", func(code int, _ string) bool { return code == 200 })
@@ -280,7 +293,7 @@ func TestRunWithAnAPIServer(t *testing.T) {
 	kubeconfig, agents := apiServer(t)
 	proc := start(t, &fakePlane{services: map[string]*dataplane.Service{}}, "--kubeconfig="+kubeconfig)
 	r := proc.await(func(r record) bool { return r.Server == "health" })
-	fetch(t, "http://"+r.Address+"/healthz", func(code int, _ string) bool { return code == http.StatusOK })
+	fetch(t, "http://"+r.Address+"/livez", func(code int, _ string) bool { return code == http.StatusOK })
 	if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
@@ -302,9 +315,26 @@ func TestRunEndsWhenAPartFails(t *testing.T) {
 	}
 }
 
+// lockedBuffer may be written from any goroutine.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
 func TestClientGoLogsHere(t *testing.T) {
-	defer klog.ClearLogger()
-	var out bytes.Buffer
+	var out lockedBuffer // what other tests left behind may log, too
 	newLogger(&out, config.Config{LogFormat: config.JSON})
 	klog.Info("chatter")
 	klog.ErrorS(errors.New("no route"), "watch failed")

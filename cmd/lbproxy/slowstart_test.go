@@ -64,11 +64,12 @@ func testNode(t *testing.T, p plane) *node {
 	cfg := config.Config{
 		NodeName: "n1", Manifests: t.TempDir(), Algorithm: "least-connection", SlowStart: time.Second,
 	}
-	src, err := newSource(cfg, log)
+	own := &ownNode{}
+	src, err := newSource(cfg, own.set, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := newNode(cfg, nil, src, p, log)
+	n, err := (&app{}).newNode(cfg, nil, own, src, p, choice{dataplane: config.EBPF}, newApproximations(log), log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/config"
 	"github.com/lbproxy/lbproxy/internal/endpoints"
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // errNoSource says that nothing tells where Services come from.
@@ -58,11 +59,14 @@ func checkSource(cfg config.Config) error {
 	return nil
 }
 
-func newSource(cfg config.Config, log *slog.Logger) (*source, error) {
+// newSource returns the source that cfg names. onNode is told what the own Node says,
+// once the source runs.
+func newSource(cfg config.Config, onNode func(lb.Node), log *slog.Logger) (*source, error) {
 	if err := checkSource(cfg); err != nil {
 		return nil, err
 	}
 	opts := endpointOptions(cfg)
+	opts.OnNode = onNode
 	if cfg.Manifests != "" {
 		opts.Sources = []endpoints.Source{endpoints.Manifests}
 		store := endpoints.New(opts, log, nil)
@@ -93,6 +97,7 @@ func endpointOptions(cfg config.Config) endpoints.Options {
 		CheckAlgorithm:    algo.Check,
 		DefaultAlgorithm:  cfg.Algorithm,
 		IgnoreNodeWeights: !cfg.NodeWeights,
+		SCTP:              true, // for pods and from outside, see docs/COMPATIBILITY.md
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 func (a *app) checkVerb() *cobra.Command {
@@ -21,16 +22,18 @@ func (a *app) checkVerb() *cobra.Command {
 	cmd := a.verb(&cobra.Command{
 		Use:   "check",
 		Short: "Tell whether this node is fit for lbproxy with this configuration",
-		Long: `Tell whether this node is fit for lbproxy with this configuration, and what is in
-the way. It changes nothing. The exit code is 1 if something fails.`,
-	}, nil, func(cmd *cobra.Command, cfg config.Config, _ *config.Loader) error {
-		findings := append(a.kernel.check(cfg), a.checkAgent(cmd.Context(), cfg)...)
+		Long: `Tell whether this node is fit for lbproxy with this configuration, what is in the
+way, and which dataplane would be used. It changes nothing. The exit code is 1 if
+something fails that is needed.`,
+	}, nil, func(cmd *cobra.Command, cfg config.Config, loader *config.Loader) error {
+		findings, chosen := a.checkDataplane(cfg, loader.ForeignMode())
+		findings = append(findings, a.checkAgent(cmd.Context(), cfg)...)
 		if err := out.print(a.stdout, findings, func(w io.Writer) error { return findingsTable(w, findings) }); err != nil {
 			return err
 		}
 		failed := 0
 		for _, f := range findings {
-			if f.Level == levelFail {
+			if f.Level == levelFail && (f.Dataplane == "" || f.Dataplane == chosen.dataplane) {
 				failed++
 			}
 		}
@@ -46,14 +49,14 @@ the way. It changes nothing. The exit code is 1 if something fails.`,
 func findingsTable(w io.Writer, findings []finding) error {
 	var rows [][]string
 	for _, f := range findings {
-		rows = append(rows, []string{strings.ToUpper(f.Level), f.Name, f.Detail})
+		rows = append(rows, []string{strings.ToUpper(f.Level), orDash(f.Dataplane), f.Name, f.Detail})
 	}
-	return writeTable(w, []string{"LEVEL", "CHECK", "DETAIL"}, rows)
+	return writeTable(w, []string{"LEVEL", "DATAPLANE", "CHECK", "DETAIL"}, rows)
 }
 
 // checkAgent looks at what the agent needs besides the kernel.
 func (a *app) checkAgent(ctx context.Context, cfg config.Config) []finding {
-	src := finding{"services", levelOK, sourceName(cfg)}
+	src := finding{Name: "services", Level: levelOK, Detail: sourceName(cfg)}
 	switch err := checkSource(cfg); {
 	case errors.Is(err, errNoSource): // whoever looks at a node before anything is installed
 		src.Level, src.Detail = levelWarn, err.Error()
@@ -62,6 +65,8 @@ func (a *app) checkAgent(ctx context.Context, cfg config.Config) []finding {
 	}
 	return []finding{
 		src,
+		checkPods(cfg.LocalDetector()),
+		checkNodePorts(cfg),
 		checkBind(ctx, "healthz-bind-address", cfg.HealthzBindAddress),
 		checkBind(ctx, "metrics-bind-address", cfg.MetricsBindAddress),
 	}
@@ -71,13 +76,60 @@ func (a *app) checkAgent(ctx context.Context, cfg config.Config) []finding {
 // agent that runs has it, and one that starts tries again.
 func checkBind(ctx context.Context, name string, addr netip.AddrPort) finding {
 	if !addr.IsValid() {
-		return finding{name, levelOK, "no server"}
+		return finding{Name: name, Level: levelOK, Detail: "no server"}
 	}
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", addr.String())
 	if err != nil {
-		return finding{name, levelWarn, fmt.Sprintf("%v: lbproxy or kube-proxy may be running", err)}
+		return finding{Name: name, Level: levelWarn, Detail: fmt.Sprintf("%v: lbproxy or kube-proxy may be running", err)}
 	}
 	ln.Close()
-	return finding{name, levelOK, addr.String() + " is free"}
+	return finding{Name: name, Level: levelOK, Detail: addr.String() + " is free"}
+}
+
+// checkPods tells how callers that are pods are told from others.
+func checkPods(d lb.LocalDetector) finding {
+	f := finding{Name: "detect-local-mode", Level: levelOK}
+	switch d.Mode {
+	case lb.LocalClusterCIDR:
+		f.Detail = fmt.Sprintf("%s: addresses in %s are pods", d.Mode, rangeList(d.Ranges))
+	case lb.LocalNodeCIDR:
+		f.Detail = fmt.Sprintf("%s: addresses in the podCIDRs of this Node are pods; nobody before they are known", d.Mode)
+	case lb.LocalBridgeInterface:
+		f.Detail = fmt.Sprintf("%s: what comes from bridge %s is from pods", d.Mode, d.Interface)
+		if _, err := net.InterfaceByName(d.Interface); err != nil {
+			f.Level, f.Detail = levelWarn, fmt.Sprintf("%s, which is not there yet", f.Detail)
+		}
+	case lb.LocalInterfaceNamePrefix:
+		f.Detail = fmt.Sprintf("%s: what comes from devices named %s... is from pods", d.Mode, d.Interface)
+	case lb.LocalNone:
+	}
+	if !d.Detects() {
+		f.Level, f.Detail = levelWarn, fmt.Sprintf("%s without cluster-cidr: nobody is known as a pod, and pods count as callers from outside", d.Mode)
+	}
+	return f
+}
+
+// checkNodePorts tells where NodePorts are served.
+func checkNodePorts(cfg config.Config) finding {
+	f := finding{Name: "nodeport-addresses", Level: levelOK, Detail: "NodePorts are served at every address of this node"}
+	var at []string
+	if cfg.NodePortAddresses.Primary {
+		at = append(at, "the addresses of the Node object")
+	}
+	if len(cfg.NodePortAddresses.Ranges) > 0 {
+		at = append(at, "addresses in "+rangeList(cfg.NodePortAddresses.Ranges))
+	}
+	if len(at) > 0 {
+		f.Detail = "NodePorts are served at " + strings.Join(at, " and ") + "; of a family that is not named, at all"
+	}
+	return f
+}
+
+func rangeList(ps []netip.Prefix) string {
+	items := make([]string, len(ps))
+	for i, p := range ps {
+		items[i] = p.String()
+	}
+	return strings.Join(items, ", ")
 }

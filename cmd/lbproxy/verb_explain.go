@@ -113,6 +113,9 @@ func explanation(w io.Writer, from client, to target, e dataplane.Explanation) e
 	} {
 		fmt.Fprintf(tw, "%s:\t%s\n", line[0], line[1])
 	}
+	if e.Approximation != "" {
+		fmt.Fprintf(tw, "Approximated:\t%s\n", e.Approximation)
+	}
 	if err := tw.Flush(); err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (a *app) getter(cmd *cobra.Command, do func(*getter, view) error) *cobra.Co
 
 // withView calls do with what is in the kernel.
 func (a *app) withView(cfg config.Config, do func(view) error) error {
-	v, err := a.kernel.view(cfg)
+	v, err := a.openView(cfg)
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,9 @@ backends known last. "lbproxy cleanup" removes it.`,
 		for _, name := range loader.Unknown() {
 			log.Warn("variable of the environment names no field", "variable", name)
 		}
+		if mode := loader.ForeignMode(); mode != "" {
+			log.Warn("a mode of kube-proxy that lbproxy has not; auto is used", "mode", mode)
+		}
 		if os.Getenv("GOGC") == "" {
 			debug.SetGCPercent(gcPercent)
 		}
@@ -55,21 +58,25 @@ func (a *app) serve(ctx context.Context, cfg config.Config, loader *config.Loade
 			return err
 		}
 	}
-	src, err := newSource(cfg, log)
+	own := &ownNode{}
+	src, err := newSource(cfg, own.set, log)
 	if err != nil {
 		return err
 	}
-	dp, err := a.kernel.open(cfg, log)
+	approx := newApproximations(log)
+	if src.events != nil {
+		approx.event = src.events.ServiceEvent
+	}
+	dp, chosen, err := a.open(cfg, approx.announce, log)
 	if err != nil {
 		return fmt.Errorf("dataplane: %w", err)
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
-	n, err := newNode(cfg, loader, src, dp, log)
+	n, err := a.newNode(cfg, loader, own, src, dp, chosen, approx, log)
 	if err != nil {
 		return err
 	}
-	log.Info("starting", "version", version, "node", cfg.NodeName, "dataplane", config.EBPF,
-		"algorithm", cfg.Algorithm, "services", sourceName(cfg))
+	n.tellStart(log)
 	if err := n.run(ctx); err != nil {
 		return err
 	}
@@ -87,58 +94,116 @@ func hostName() (string, error) {
 
 // node is a running lbproxy: everything that has a Run.
 type node struct {
-	cfg     config.Config
-	dp      plane
-	src     *source
-	agent   *agent.Agent
-	servers []*server.Server
+	cfg      config.Config
+	dp       plane
+	chosen   choice
+	approx   *approximations
+	other    *switchover
+	src      *source
+	agent    *agent.Agent
+	servers  []*server.Server
+	checks   *server.ServiceHealth
+	eligible server.Eligibility
+	told     <-chan struct{} // closed when everybody has heard of the own Node
 }
 
-func newNode(cfg config.Config, loader *config.Loader, src *source, dp plane, log *slog.Logger) (*node, error) {
-	n := &node{cfg: cfg, dp: dp, src: src}
+func (a *app) newNode(
+	cfg config.Config, loader *config.Loader, own *ownNode, src *source, dp plane, chosen choice, approx *approximations, log *slog.Logger,
+) (*node, error) {
+	_, other := a.kernel.access(chosen.dataplane)
+	n := &node{cfg: cfg, dp: dp, chosen: chosen, approx: approx, src: src, told: own.told(), other: newSwitchover(cfg, dp, other, log)}
+	n.eligible.NeedsNode = cfg.Manifests == "" // a directory need not have one
 	metrics := server.NewMetrics(version, server.Sources{
-		Stats:    dp.Stats,
-		Writes:   dp.Writes,
-		Status:   n.status,
-		Problems: func() map[server.Problem]int { return countProblems(src.store.Problems()) },
+		Dataplane:    chosen.dataplane,
+		Stats:        dp.Stats,
+		Writes:       dp.Writes,
+		Status:       n.status,
+		Problems:     func() map[server.Problem]int { return countProblems(src.store.Problems()) },
+		Approximated: approx.count,
 	})
-	opts := agent.Options{
-		Source:    src.store,
-		Dataplane: timed{dp, metrics.ObserveSync},
-		Loads:     dp,
-		Log:       log,
-		Algorithm: cfg.Algorithm,
-		SlowStart: cfg.SlowStart,
-		Observe:   metrics.ObserveProgramming,
+	checks := server.ServiceHealthOptions{
+		Healthy: func() bool { return n.health().Live() },
+		Addrs:   cfg.NodePortAddresses,
+		Log:     log,
+		Listen:  a.kernel.listen,
 	}
 	if src.events != nil {
-		opts.Reporter = src.events
+		checks.Reporter = src.events
 	}
+	n.checks = server.NewServiceHealth(checks)
 	var err error
-	if n.agent, err = agent.New(opts); err != nil {
+	if n.agent, err = agent.New(n.agentOptions(metrics, log)); err != nil {
 		return nil, err
 	}
 	configz := func() any { return map[string]any{"lbproxy": loader.Fields(), "sources": loader.Sources()} }
-	n.serve("health", cfg.HealthzBindAddress, server.HealthHandler(n.health, metrics.Answered), log)
-	n.serve("metrics", cfg.MetricsBindAddress, server.MetricsHandler(metrics.Gatherer(), config.EBPF, configz, log), log)
+	health := server.HealthHandler(n.health, metrics.Answered)
+	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, health, log)
+	numbers := server.MetricsHandler(metrics.Gatherer(), chosen.dataplane, configz, log)
+	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, numbers, log)
+	own.tell(n.eligible.SetNode)
+	own.tell(n.checks.SetNode)
+	if dp, ok := dp.(dataplane.NodeSetter); ok {
+		own.tell(dp.SetNode)
+	}
 	return n, nil
 }
 
-// serve adds a server, unless it is to have no address.
-func (n *node) serve(name string, addr netip.AddrPort, h http.Handler, log *slog.Logger) {
-	if addr.IsValid() {
-		n.servers = append(n.servers, &server.Server{
-			Name: name, Addr: addr, Handler: h, HardFail: n.cfg.BindAddressHardFail, Log: log,
-		})
+// tellStart tells what begins to run, and why it is not what it could be.
+func (n *node) tellStart(log *slog.Logger) {
+	log.Info("starting", "version", version, "node", n.cfg.NodeName, "dataplane", n.chosen.dataplane, "because", n.chosen.reason,
+		"algorithm", n.cfg.Algorithm, "services", sourceName(n.cfg))
+	if n.chosen.fallback {
+		log.Warn("fell back to another dataplane", "dataplane", n.chosen.dataplane, "because", n.chosen.reason)
 	}
+	if n.src.events == nil {
+		return
+	}
+	n.src.events.NodeEvent("Normal", "Starting", "lbproxy "+version+" serves Services on this node, by "+n.chosen.dataplane)
+	if n.chosen.fallback {
+		n.src.events.NodeEvent("Warning", "DataplaneFallback", fmt.Sprintf("%s is used: %s", n.chosen.dataplane, n.chosen.reason))
+	}
+}
+
+func (n *node) agentOptions(metrics *server.Metrics, log *slog.Logger) agent.Options {
+	opts := agent.Options{
+		Source:      n.src.store,
+		Dataplane:   observed(n.dp, observer{n.told, n.approx.note, n.other.synced, metrics.ObserveSync}),
+		Loads:       n.dp,
+		Log:         log,
+		Algorithm:   n.cfg.Algorithm,
+		SlowStart:   n.cfg.SlowStart,
+		Observe:     metrics.ObserveProgramming,
+		AuditPeriod: n.cfg.AuditPeriod,
+		Health:      n.checks.Set,
+		Triggered:   metrics.ObserveNetworkProgramming,
+	}
+	if n.src.events != nil {
+		opts.Reporter = n.src.events
+	}
+	return opts
+}
+
+// serve adds a server, unless it is to have no address. reason is kube-proxy's for the
+// Event on the Node when the address cannot be bound.
+func (n *node) serve(name, reason string, addr netip.AddrPort, h http.Handler, log *slog.Logger) {
+	if !addr.IsValid() {
+		return
+	}
+	s := &server.Server{Name: name, Addr: addr, Handler: h, HardFail: n.cfg.BindAddressHardFail, Log: log}
+	if events := n.src.events; events != nil {
+		s.Failed = func(err error) { events.NodeEvent("Warning", reason, fmt.Sprintf("%s server: %v", name, err)) }
+	}
+	n.servers = append(n.servers, s)
 }
 
 // run runs every part until ctx ends or one of them fails.
 func (n *node) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.dp.Run(ctx) })
+	g.Go(func() error { return n.other.run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
 	g.Go(func() error { return n.src.run(ctx) })
+	g.Go(func() error { return n.checks.Run(ctx) })
 	g.Go(func() error { return trim(ctx) })
 	for _, s := range n.servers {
 		g.Go(func() error { return s.Run(ctx) })
@@ -146,29 +211,39 @@ func (n *node) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// health tells how the agent is. Whether the node is about to be removed is not
-// known in this version.
+// health tells how the agent is.
 func (n *node) health() server.Health {
-	st := n.agent.Status()
-	return server.Health{
-		Live:         st.Healthy(time.Now(), 2*n.cfg.SyncPeriod),
-		Synced:       st.Synced,
-		NodeEligible: true,
-		LastUpdated:  st.LastSuccess,
+	st, now := n.agent.Status(), time.Now()
+	h := server.Health{Synced: st.Synced, NodeEligible: n.eligible.Eligible()}
+	for i, f := range st.Families {
+		h.Families[i] = server.FamilyHealth{Live: f.Healthy(now, 2*n.cfg.SyncPeriod), LastUpdated: f.LastSuccess}
 	}
+	return h
 }
 
 func (n *node) status() server.Status {
 	st := n.agent.Status()
-	return server.Status{
-		Synced:       st.Synced,
-		LastSuccess:  st.LastSuccess,
-		Services:     st.Services,
-		Failed:       len(st.Failed),
-		Backends:     st.Backends,
-		Syncs:        st.Syncs,
-		SyncFailures: st.Errors,
+	out := server.Status{
+		Synced:           st.Synced,
+		LastSuccess:      st.LastSuccess,
+		Services:         st.Services,
+		Failed:           len(st.Failed),
+		Backends:         st.Backends,
+		Syncs:            st.Syncs,
+		SyncFailures:     st.Errors,
+		Audits:           st.Audits,
+		AuditDifferences: st.AuditDifferences,
+		AuditFailures:    st.AuditFailures,
 	}
+	for i, f := range st.Families {
+		out.Families[i] = server.FamilyStatus{
+			LastSuccess:     f.LastSuccess,
+			LastQueued:      f.LastQueued,
+			NoLocalInternal: f.NoLocal.Internal,
+			NoLocalExternal: f.NoLocal.External,
+		}
+	}
+	return out
 }
 
 // countProblems counts problems by kind of object and reason.
@@ -178,17 +253,4 @@ func countProblems(ps []endpoints.Problem) map[server.Problem]int {
 		counts[server.Problem{Kind: p.Kind, Reason: p.Reason}]++
 	}
 	return counts
-}
-
-// timed is a dataplane that tells how long each Sync took.
-type timed struct {
-	dataplane.Dataplane
-	observe func(time.Duration)
-}
-
-// Sync applies d.
-func (t timed) Sync(ctx context.Context, d dataplane.Delta) error {
-	begin := time.Now()
-	defer func() { t.observe(time.Since(begin)) }()
-	return t.Dataplane.Sync(ctx, d)
 }

@@ -49,6 +49,20 @@ type Options struct {
 	SlowStart time.Duration         // of Services that do not say it; 0: none
 	Reporter  Reporter              // may be nil
 	Observe   func(seconds float64) // from a change's event until it is in the kernel; may be nil
+
+	// AuditPeriod is how long a comparison of everything with the kernel takes, and
+	// there is always one under way if the Dataplane is an Auditor; 0: there is none.
+	AuditPeriod time.Duration
+
+	// Health is told the health checks that are others than before, when what came with
+	// them is in the kernel or failed for reasons of its own. Those that came together are
+	// told together: a port may go from one object to another. It must not block; may be
+	// nil.
+	Health func(map[lb.Object]lb.HealthCheck)
+	// Triggered is told how long ago what is now in the kernel was triggered, as
+	// lb.Change has it, for each family that it changed; of what waited for the same
+	// attempt, the oldest. It must not block; may be nil.
+	Triggered func(lb.Family, time.Duration)
 }
 
 // Agent makes a dataplane do what a Source says. Its methods may be called from
@@ -58,11 +72,14 @@ type Agent struct {
 	log  *slog.Logger
 	wake chan struct{} // capacity 1: a burst is one wake-up
 
+	began time.Time
+
 	// Owned by Run.
 	ledger ledger
 	pacer  pacer
 	told   map[lb.ServiceName]string // the last failure that was reported
 	broken string                    // the last failure of a whole Sync that was logged
+	audits auditor
 
 	mu       sync.Mutex
 	defaults Defaults  // that were asked for
@@ -80,12 +97,15 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		opts:     o,
 		log:      o.Log,
+		began:    time.Now(),
+		audits:   newAuditor(o.Dataplane, o.AuditPeriod),
 		wake:     make(chan struct{}, 1),
 		ledger:   newLedger(defaults),
 		told:     map[lb.ServiceName]string{},
 		defaults: defaults,
 		applied:  map[lb.ServiceName]*dataplane.Service{},
 	}
+	a.ledger.outbox.began = a.began
 	if o.Loads != nil {
 		a.ledger.live = o.Loads.Live
 	}
@@ -123,13 +143,21 @@ func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { a.watch(ctx) })
+	defer a.audits.end()
 	var timer <-chan time.Time // for what failed, and for slow starts
+	var audit <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.wake:
 		case <-timer:
+		case <-audit:
+			if !a.woken() { // changes go first
+				a.audit(ctx)
+				audit = a.auditTimer()
+				continue
+			}
 		}
 		if !pause(ctx, a.pacer.wait(time.Now())) {
 			return nil
@@ -140,6 +168,17 @@ func (a *Agent) Run(ctx context.Context) error {
 		if at, ok := a.ledger.wakeTime(); ok {
 			timer = time.After(time.Until(at))
 		}
+		audit = a.auditTimer()
+	}
+}
+
+// woken tells whether an event came in.
+func (a *Agent) woken() bool {
+	select {
+	case <-a.wake:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -210,6 +249,7 @@ func (a *Agent) sync(ctx context.Context) {
 	}
 	if !plan.work {
 		a.publish(func(*Status) {})
+		a.post(now)
 		return
 	}
 	a.pacer.mark(now)
@@ -227,11 +267,12 @@ func (a *Agent) settle(p plan, err error) {
 	done := a.ledger.settle(p, failed, whole, now)
 	a.mu.Lock()
 	for _, svc := range done.put {
-		a.status.Backends += len(svc.Cluster.Backends) - a.backends(svc.Name)
+		a.count(a.applied[svc.Name], -1)
+		a.count(svc, 1)
 		a.applied[svc.Name] = svc
 	}
 	for _, name := range done.gone {
-		a.status.Backends -= a.backends(name)
+		a.count(a.applied[name], -1)
 		delete(a.applied, name)
 	}
 	a.mu.Unlock()
@@ -253,18 +294,16 @@ func (a *Agent) settle(p plan, err error) {
 		if whole == nil {
 			s.LastSuccess = now
 			s.Synced = s.Synced || p.delta.Full
+			for i, changed := range Families(p.delta) {
+				if changed {
+					s.Families[i].LastSuccess = now
+				}
+			}
 		}
 	})
+	a.post(now)
 	a.log.Debug("synced", "put", len(p.delta.Put), "deleted", len(p.delta.Delete), "full", p.delta.Full,
 		"failed", len(failed), "took", now.Sub(p.at))
-}
-
-// backends returns how many backends are applied for name. a.mu is held.
-func (a *Agent) backends(name lb.ServiceName) int {
-	if svc := a.applied[name]; svc != nil {
-		return len(svc.Cluster.Backends)
-	}
-	return 0
 }
 
 // split tells apart what failed for single Services and what failed for all.

@@ -24,10 +24,10 @@ type Defaults struct {
 func (d Defaults) fill(b lb.Balance) lb.Balance {
 	b.Algorithm = cmp.Or(b.Algorithm, d.Algorithm)
 	b.SlowStart = cmp.Or(b.SlowStart, d.SlowStart, lb.NoSlowStart)
-	if b.Algorithm != "hash" {
+	if !lb.PartHashKey.Matters(b.Algorithm) {
 		b.HashKey = lb.HashSource
 	}
-	if b.Algorithm != "ip-hash" {
+	if !lb.PartPrefix.Matters(b.Algorithm) {
 		b.Prefix4, b.Prefix6 = 0, 0
 	}
 	return b
@@ -38,7 +38,7 @@ func (d Defaults) fill(b lb.Balance) lb.Balance {
 // The result shares svc's slices. The error is algo's, for an unknown algorithm or
 // too many backends, and names the Service.
 func Compile(svc *lb.Service, d Defaults, ramps map[netip.AddrPort]uint16) (*dataplane.Service, error) {
-	out := &dataplane.Service{Name: svc.Name, Balance: d.fill(svc.Balance), Frontends: svc.Frontends}
+	out := &dataplane.Service{Name: svc.Name, Balance: d.fill(svc.Balance), Frontends: svc.Frontends, Terms: svc.Terms}
 	for _, sc := range []lb.Scope{lb.ScopeCluster, lb.ScopeLocal} {
 		if err := compilePool(out.Pool(sc), svc.Pool(sc), out.Balance.Algorithm, ramps); err != nil {
 			return nil, fmt.Errorf("service %s: %w", svc.Name, err)
@@ -49,8 +49,12 @@ func Compile(svc *lb.Service, d Defaults, ramps map[netip.AddrPort]uint16) (*dat
 
 func compilePool(to *dataplane.Pool, from *lb.Pool, algorithm string, ramps map[netip.AddrPort]uint16) error {
 	members := make([]algo.Member, len(from.Backends))
+	named := algo.ByID(algorithm)
 	for i, be := range from.Backends {
-		members[i] = algo.Member{ID: memberID(be.Addr), Weight: be.Weight, Ramp: ramps[be.Addr]}
+		members[i] = algo.Member{Weight: be.Weight, Ramp: ramps[be.Addr]}
+		if named {
+			members[i].ID = memberID(be.Addr)
+		}
 	}
 	table, err := algo.Build(algorithm, members)
 	if err != nil {

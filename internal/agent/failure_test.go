@@ -269,8 +269,11 @@ func TestHealth(t *testing.T) {
 				if got := s.Healthy(time.Now(), limit); got != tc.healthy {
 					t.Errorf("healthy %t, want %t: %+v", got, tc.healthy, s)
 				}
-				if !s.Healthy(changed.Add(limit), limit) {
+				if !s.Healthy(changed.Add(limit-1), limit) {
 					t.Error("unhealthy before the limit")
+				}
+				if got := s.Healthy(changed.Add(limit), limit); got != tc.healthy { // kube-proxy's limit is exclusive
+					t.Errorf("healthy at the limit: %t, want %t", got, tc.healthy)
 				}
 			}, service("a"), service("b"))
 		})

@@ -24,8 +24,10 @@ const (
 type ledger struct {
 	defaults Defaults
 	desired  map[lb.ServiceName]*lb.Service
-	objects  map[lb.Object][]lb.ServiceName // the names in desired
-	starting map[lb.ServiceName]*starts     // those that have backends in slow start
+	objects  map[lb.Object][]*lb.Service // those in desired
+	starting map[lb.ServiceName]*starts  // those that have backends in slow start
+	outbox   outbox                      // what is told to others when it is in the kernel
+	queued   [2]time.Time                // when the last change of a family came in: IPv4, IPv6
 
 	// live returns the connections of a Service's backends; nil if nobody counts them.
 	live func(lb.ServiceName) map[netip.AddrPort]uint64
@@ -42,6 +44,16 @@ type ledger struct {
 	full    bool // everything is to be put, and the rest to go
 	retryAt time.Time
 	backoff time.Duration // 0 when nothing is waiting
+
+	most struct{ dirty, waiting, starting int } // see shrunk
+}
+
+// familyIndex returns where f is in arrays of two: IPv4, IPv6.
+func familyIndex(f lb.Family) int {
+	if f == lb.IPv6 {
+		return 1
+	}
+	return 0
 }
 
 // setback is a failed attempt.
@@ -54,8 +66,9 @@ func newLedger(d Defaults) ledger {
 	return ledger{
 		defaults: d,
 		desired:  map[lb.ServiceName]*lb.Service{},
-		objects:  map[lb.Object][]lb.ServiceName{},
+		objects:  map[lb.Object][]*lb.Service{},
 		starting: map[lb.ServiceName]*starts{},
+		outbox:   newOutbox(),
 		dirty:    map[lb.ServiceName]time.Time{},
 		waiting:  map[lb.ServiceName]setback{},
 		invalid:  map[lb.ServiceName]error{},
@@ -71,7 +84,8 @@ func (l *ledger) note(changes []lb.Change, full bool, since time.Time) {
 		for _, ch := range changes {
 			named[ch.Object] = true
 		}
-		for _, obj := range slices.Collect(maps.Keys(l.objects)) {
+		gone := slices.AppendSeq(slices.Collect(maps.Keys(l.objects)), maps.Keys(l.outbox.checks))
+		for _, obj := range gone {
 			if !named[obj] {
 				l.noteOne(lb.Change{Object: obj}, since)
 			}
@@ -80,33 +94,33 @@ func (l *ledger) note(changes []lb.Change, full bool, since time.Time) {
 	for _, ch := range changes {
 		l.noteOne(ch, since)
 	}
+	l.most.dirty, l.most.starting = max(l.most.dirty, len(l.dirty)), max(l.most.starting, len(l.starting))
 }
 
 // noteOne enters the present state of one object.
 func (l *ledger) noteOne(ch lb.Change, since time.Time) {
-	present := make(map[lb.ServiceName]bool, len(ch.Services))
-	names := make([]lb.ServiceName, 0, len(ch.Services))
+	var differ []lb.ServiceName
 	for _, svc := range ch.Services {
-		names = append(names, svc.Name)
-		present[svc.Name] = true
 		if old := l.desired[svc.Name]; old != svc { // a Service never changes after it was published
 			l.noteStarts(old, svc, since)
 			l.desired[svc.Name] = svc
 			l.mark(svc.Name, since)
+			differ = append(differ, svc.Name)
 		}
 	}
-	for _, name := range l.objects[ch.Object] {
-		if !present[name] {
-			delete(l.desired, name)
-			delete(l.starting, name)
-			l.mark(name, since)
+	for _, old := range l.objects[ch.Object] {
+		if !slices.ContainsFunc(ch.Services, func(svc *lb.Service) bool { return svc.Name == old.Name }) {
+			delete(l.desired, old.Name)
+			delete(l.starting, old.Name)
+			l.mark(old.Name, since)
+			differ = append(differ, old.Name)
 		}
 	}
-	if len(names) == 0 {
+	l.objects[ch.Object] = ch.Services
+	if len(ch.Services) == 0 {
 		delete(l.objects, ch.Object)
-		return
 	}
-	l.objects[ch.Object] = names
+	l.outbox.note(ch, differ)
 }
 
 // mark makes name due at once.
@@ -114,6 +128,7 @@ func (l *ledger) mark(name lb.ServiceName, since time.Time) {
 	if _, ok := l.dirty[name]; !ok {
 		l.dirty[name] = since
 	}
+	l.queued[familyIndex(name.Family)] = since
 	delete(l.waiting, name)
 	delete(l.invalid, name)
 }
@@ -208,6 +223,7 @@ func (l *ledger) compile(p *plan, name lb.ServiceName) *dataplane.Service {
 		delete(l.dirty, name)
 		delete(l.waiting, name)
 		l.invalid[name], p.invalid[name] = err, err
+		l.outbox.tried(name)
 		return nil
 	}
 	l.scheduleStep(svc, p.at)
@@ -247,15 +263,40 @@ func (l *ledger) settle(p plan, failed map[lb.ServiceName]error, whole error, no
 			l.dirty[name], l.waiting[name] = now, setback{err, true}
 		}
 	}
+	l.most.dirty, l.most.waiting = max(l.most.dirty, len(l.dirty)), max(l.most.waiting, len(l.waiting))
 	l.full = l.full && whole != nil
 	l.schedule(p.retries, len(out.gone) > 0, now)
+	l.tidy()
 	return out
+}
+
+// tidy makes maps small that were large.
+func (l *ledger) tidy() {
+	l.dirty = shrunk(l.dirty, &l.most.dirty)
+	l.waiting = shrunk(l.waiting, &l.most.waiting)
+	l.starting = shrunk(l.starting, &l.most.starting)
+}
+
+// shrunk returns m, or a copy if it had many times as many entries as it has. To walk
+// a map takes as long as if it were as full as it ever was, and some are walked with
+// each change. most is the largest number of entries m had.
+func shrunk[K comparable, V any](m map[K]V, most *int) map[K]V {
+	const large, times = 64, 8
+	*most = max(*most, len(m))
+	if *most < large || len(m) > *most/times {
+		return m
+	}
+	*most = len(m)
+	small := make(map[K]V, len(m))
+	maps.Copy(small, m)
+	return small
 }
 
 // settleOne enters the result for one name and tells whether it was applied.
 func (l *ledger) settleOne(
 	name lb.ServiceName, failed map[lb.ServiceName]error, whole error, now time.Time, out *outcome,
 ) bool {
+	l.outbox.tried(name)
 	since, dirty := l.dirty[name]
 	own, ok := failed[name]
 	if ok || whole != nil {
@@ -312,10 +353,10 @@ func (l *ledger) failures() map[lb.ServiceName]error {
 	return out
 }
 
-// queuedSince returns when the oldest change came in that is not applied for a
-// reason other than itself, or zero. If every Service fails, the reason is not
-// the Services.
-func (l *ledger) queuedSince() time.Time {
+// queuedSince returns when the oldest change of each family came in (IPv4, IPv6) that
+// is not applied for a reason other than itself, or zero. If every Service fails, the
+// reason is not the Services.
+func (l *ledger) queuedSince() (oldest [2]time.Time) {
 	own := 0
 	for _, s := range l.waiting {
 		if s.own {
@@ -323,14 +364,20 @@ func (l *ledger) queuedSince() time.Time {
 		}
 	}
 	all := own > 0 && own >= len(l.desired)
-	var oldest time.Time
 	for name, since := range l.dirty {
 		if !all && l.waiting[name].own {
 			continue
 		}
-		if oldest.IsZero() || since.Before(oldest) {
-			oldest = since
-		}
+		i := familyIndex(name.Family)
+		oldest[i] = earlier(oldest[i], since)
 	}
 	return oldest
+}
+
+// earlier returns the earlier of two times; the zero Time is none.
+func earlier(t, o time.Time) time.Time {
+	if t.IsZero() || !o.IsZero() && o.Before(t) {
+		return o
+	}
+	return t
 }

@@ -171,16 +171,24 @@ func (r *rig) ServiceEvent(obj lb.Object, eventtype, reason, message string) {
 // has the given Services, one per object.
 func inBubble(t *testing.T, f func(r *rig), svcs ...*lb.Service) {
 	t.Helper()
+	inBubbleWith(t, func(*rig, *Options) {}, f, svcs...)
+}
+
+// inBubbleWith is inBubble for an Agent with other Options.
+func inBubbleWith(t *testing.T, set func(*rig, *Options), f func(r *rig), svcs ...*lb.Service) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := &rig{Dataplane: fake.New(fake.Options{}), t: t, source: newSource(), began: time.Now(), done: make(chan error, 1)}
-		a, err := New(Options{
+		o := Options{
 			Source: r.source, Dataplane: r, Loads: r, Log: slog.New(slog.DiscardHandler), Algorithm: "random", Reporter: r,
 			Observe: func(s float64) {
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				r.latency = append(r.latency, s)
 			},
-		})
+		}
+		set(r, &o)
+		a, err := New(o)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -134,6 +134,10 @@ func Check(name string) error {
 	return err
 }
 
+// ByID tells whether the named algorithm reads Member.ID: others build the same table
+// without.
+func ByID(name string) bool { return name == hash.Name || name == ipHash.Name }
+
 // ByLoad tells whether the named algorithm compares loads: see Table.Cost.
 func ByLoad(name string) bool {
 	table, err := Build(name, []Member{{ID: 1, Weight: 1}, {ID: 2, Weight: 1}})

@@ -145,3 +145,23 @@ func FuzzPick(f *testing.F) {
 		}
 	})
 }
+
+// TestByID gives members other ids: only algorithms that say so make another table.
+func TestByID(t *testing.T) {
+	for _, name := range Names() {
+		var tables [2]Table
+		for k := range tables {
+			ms := make([]Member, 20)
+			for i := range ms {
+				ms[i] = Member{ID: uint64(i*k) * 0x9e3779b97f4a7c15, Weight: uint16(1 + i%3)}
+			}
+			var err error
+			if tables[k], err = Build(name, ms); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if same := reflect.DeepEqual(tables[0], tables[1]); same == ByID(name) {
+			t.Errorf("%s: the same table with other ids: %t, and ByID says %t", name, same, ByID(name))
+		}
+	}
+}

@@ -38,7 +38,7 @@ var tableSizes = []uint32{4093, 65521, 131071}
 const placesPerMember = 25
 
 func buildHash(ms []Member) Table {
-	return Table{Kind: Hash, N: uint32(len(ms)), Order: owners(ms, tableSize(len(ms)))}
+	return Table{Kind: Hash, N: uint32(len(ms)), Order: Owners(ms, tableSize(len(ms)))}
 }
 
 // tableSize returns the number of places for n members.
@@ -81,8 +81,10 @@ type auction struct {
 	reserved uint32 // of them, for claimants that have less than low
 }
 
-// owners returns the owner of each of size places.
-func owners(ms []Member, size uint32) []uint16 {
+// Owners returns the index of the member that owns each of size places: what
+// Table.Order of algorithm hash has, for dataplanes that want fewer places. size is a
+// prime and at least the number of members, some of which have a weight.
+func Owners(ms []Member, size uint32) []uint16 {
 	a := auction{table: make([]uint16, size), open: claimants(ms), left: size}
 	for i := range a.table {
 		a.table[i] = free

@@ -79,10 +79,10 @@ func TestHashChurn(t *testing.T) {
 		var ours, theirs, most float64
 		for seed := range tc.seeds {
 			ms := numbered(tc.n, uint64(seed))
-			our, their := owners(ms, tc.size), maglev(ms, tc.size)
+			our, their := Owners(ms, tc.size), maglev(ms, tc.size)
 			for r := range tc.removals {
 				gone := r * tc.n / tc.removals
-				one := float64(excess(owners, ms, gone, tc.size, our)) / float64(tc.size)
+				one := float64(excess(Owners, ms, gone, tc.size, our)) / float64(tc.size)
 				ours, most = ours+one, max(most, one)
 				theirs += float64(excess(maglev, ms, gone, tc.size, their)) / float64(tc.size)
 			}
@@ -147,7 +147,7 @@ func TestHashChurnOfWeights(t *testing.T) {
 			ms[i].Weight = uint16(1 + rng.IntN(100))
 		}
 		size := tableSize(len(ms))
-		sum += float64(excess(owners, ms, int(seed%20), size, owners(ms, size))) / float64(size)
+		sum += float64(excess(Owners, ms, int(seed%20), size, Owners(ms, size))) / float64(size)
 	}
 	t.Logf("excess churn %.3f %%", 100*sum/runs)
 	if sum/runs > 0.015 {
@@ -160,7 +160,7 @@ func TestHashSharesOfEqualMembers(t *testing.T) {
 		for seed := range uint64(2) {
 			got := make([]int, n)
 			size := tableSize(n)
-			for _, owner := range owners(numbered(n, seed), size) {
+			for _, owner := range Owners(numbered(n, seed), size) {
 				got[owner]++
 			}
 			mean := float64(size) / float64(n)
@@ -229,13 +229,13 @@ func TestHashDependsOnNothingElse(t *testing.T) {
 			ms[i].Weight = uint16(rng.IntN(4))
 		}
 		ms[0].Weight = 1
-		before := owners(ms, tableSize(n))
+		before := Owners(ms, tableSize(n))
 		order := rng.Perm(n)
 		shuffled := make([]Member, n)
 		for to, from := range order {
 			shuffled[to] = ms[from]
 		}
-		for p, owner := range owners(shuffled, tableSize(n)) {
+		for p, owner := range Owners(shuffled, tableSize(n)) {
 			if got := order[owner]; got != int(before[p]) {
 				t.Fatalf("%d members in another order: place %d is %d's, want %d's", n, p, got, before[p])
 			}

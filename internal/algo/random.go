@@ -15,6 +15,9 @@ var random = Algorithm{Name: "random", Build: buildRandom}
 // buildRandom makes the alias table. Equal weights need no table.
 func buildRandom(ms []Member) Table {
 	t := Table{Kind: Rand, N: uint32(len(ms))}
+	if uniform(ms) {
+		return t
+	}
 	if ws := rampedWeights(ms); !equal(ws) {
 		t.Alias = aliasTable(ws)
 	}

@@ -16,8 +16,15 @@ import (
 
 // The dataplanes that a configuration may name.
 const (
-	Auto = "auto"
-	EBPF = "ebpf"
+	Auto     = "auto"
+	EBPF     = "ebpf"
+	IPTables = "iptables"
+)
+
+// The backends of the iptables command that a configuration may name, besides Auto.
+const (
+	NFT    = "nft"
+	Legacy = "legacy"
 )
 
 // The log formats.
@@ -33,7 +40,7 @@ type Config struct {
 	Manifests  string // directory with Services and EndpointSlices; empty: an API server has them
 	NodeName   string // empty: the host's name
 
-	Dataplane  string        // Auto or EBPF
+	Dataplane  string        // Auto, EBPF or IPTables
 	Algorithm  string        // of Services that choose none
 	SlowStart  time.Duration // of Services that choose none; 0: none
 	HashSeed   uint64        // of hash and ip-hash; the same on every node
@@ -41,12 +48,15 @@ type Config struct {
 	BPFFS      string        // a bpffs mount
 	StateDir   string        // files that need not survive a reboot
 
-	Devices           []string       // names or globs; nil: every device but lo
-	ClusterCIDR       []netip.Prefix // the pods of the cluster
-	NodePortAddresses []netip.Prefix // nil: all addresses of the node
-	MasqueradeAll     bool
-	AllowExternalIPs  bool
-	NodeWeights       bool // all Nodes are watched for their weights
+	Devices                []string       // names or globs; nil: every device but lo
+	ClusterCIDR            []netip.Prefix // the pods of the cluster
+	DetectLocalMode        lb.LocalMode   // how callers that are pods are told from others
+	PodBridgeInterface     string         // the bridge of LocalBridgeInterface
+	PodInterfaceNamePrefix string         // of LocalInterfaceNamePrefix
+	NodePortAddresses      lb.NodePortAddresses
+	MasqueradeAll          bool
+	AllowExternalIPs       bool
+	NodeWeights            bool // all Nodes are watched for their weights
 
 	HealthzBindAddress  netip.AddrPort // zero: no server
 	MetricsBindAddress  netip.AddrPort // zero: no server
@@ -55,14 +65,54 @@ type Config struct {
 	LogLevel  slog.Level
 	LogFormat string // Text or JSON
 
-	MaxServices    uint32 // entries of a kernel table, as all of these; 0: the dataplane's default
-	MaxFrontends   uint32
-	MaxBackends    uint32
-	MaxSlots       uint32
-	MaxConnections uint32
-	MaxFlows       uint32
+	MaxServices     uint32 // entries of a kernel table, as all of these; 0: the dataplane's default
+	MaxFrontends    uint32
+	MaxBackends     uint32
+	MaxSlots        uint32
+	MaxConnections  uint32
+	MaxFlows        uint32
+	MaxAffinities   uint32
+	MaxSourceRanges uint32
 
-	SyncPeriod time.Duration // the agent is unhealthy when an update waits for twice as long
+	SyncPeriod  time.Duration // the agent is unhealthy when an update waits for twice as long
+	AuditPeriod time.Duration // the kernel is compared with what it should have once in it; 0: never
+
+	IPTables  IPTablesConfig
+	Conntrack ConntrackConfig
+}
+
+// IPTablesConfig is what concerns the iptables dataplane only.
+type IPTablesConfig struct {
+	Backend            string // Auto, NFT or Legacy
+	MasqueradeBit      uint8  // of the packet mark, 0 to 31
+	LocalhostNodePorts bool   // NodePorts are served at 127.0.0.1
+}
+
+// ConntrackConfig is what the iptables dataplane makes of the node's sysctls; what is
+// zero or false stays as it is.
+type ConntrackConfig struct {
+	MaxPerCore       uint32 // entries of the table for each CPU
+	Min              uint32 // and at least
+	TCPEstablished   time.Duration
+	TCPCloseWait     time.Duration
+	TCPBeLiberal     bool
+	UDPTimeout       time.Duration
+	UDPStreamTimeout time.Duration
+}
+
+// LocalDetector returns how callers that are pods are told from others.
+func (c Config) LocalDetector() lb.LocalDetector {
+	d := lb.LocalDetector{Mode: c.DetectLocalMode}
+	switch c.DetectLocalMode {
+	case lb.LocalClusterCIDR:
+		d.Ranges = c.ClusterCIDR
+	case lb.LocalBridgeInterface:
+		d.Interface = c.PodBridgeInterface
+	case lb.LocalInterfaceNamePrefix:
+		d.Interface = c.PodInterfaceNamePrefix
+	case lb.LocalNone, lb.LocalNodeCIDR:
+	}
+	return d
 }
 
 // Default returns the configuration of an agent that was told nothing.
@@ -72,12 +122,21 @@ func Default() Config {
 		Algorithm:          "random",
 		BPFFS:              "/sys/fs/bpf",
 		StateDir:           "/run/lbproxy",
+		DetectLocalMode:    lb.LocalClusterCIDR,
 		AllowExternalIPs:   true,
 		NodeWeights:        true,
 		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:10256"),
 		MetricsBindAddress: netip.MustParseAddrPort("127.0.0.1:10249"),
 		LogFormat:          Text,
 		SyncPeriod:         30 * time.Second,
+		AuditPeriod:        time.Minute,
+		IPTables:           IPTablesConfig{Backend: Auto, MasqueradeBit: 14, LocalhostNodePorts: true},
+		Conntrack: ConntrackConfig{
+			MaxPerCore:     32 << 10,
+			Min:            128 << 10,
+			TCPEstablished: 24 * time.Hour,
+			TCPCloseWait:   time.Hour,
+		},
 	}
 }
 
@@ -90,17 +149,20 @@ func (l *Loader) register(checkAlgorithm func(string) error) {
 	add(l, &c.Manifests, "manifests", "dir", "take Services and EndpointSlices from the YAML files of this directory, not from an API server", text, format)
 	add(l, &c.NodeName, "node-name", "name", "this node's name in the cluster; default: the host name", nodeName, format)
 
-	add(l, &c.Dataplane, "dataplane", "name", "auto or ebpf", dataplane, format)
+	add(l, &c.Dataplane, "dataplane", "name", "ebpf, iptables, or auto: ebpf if this node can, else iptables", l.dataplane, format)
 	add(l, &c.Algorithm, "algorithm", "name", "how Services that choose no algorithm are balanced", checked(checkAlgorithm), format)
 	add(l, &c.SlowStart, "slow-start", "duration", "how long a new backend takes to get its full share, where a Service does not say it; 0s: no time", lb.ParseSlowStart, format)
 	add(l, &c.HashSeed, "hash-seed", "n", "what hash and ip-hash begin with, decimal or 0x hexadecimal; nodes of one seed choose alike", seed, format)
 	add(l, &c.CgroupRoot, "cgroup-root", "dir", "attach socket programs to this cgroup v2 directory; default: the root of the mount", absolute, format)
 	add(l, &c.BPFFS, "bpffs", "dir", "mount point of the bpffs that keeps maps and links", absolute, format)
-	add(l, &c.StateDir, "state-dir", "dir", "directory for files that need not survive a reboot (none so far)", absolute, format)
+	add(l, &c.StateDir, "state-dir", "dir", "directory for files that need not survive a reboot: the lock that keeps two agents apart", absolute, format)
 
 	add(l, &c.Devices, "devices", "list", "network devices to attach to, names or globs; auto: all but lo", devices, formatDevices)
 	add(l, &c.ClusterCIDR, "cluster-cidr", "list", "address ranges of the cluster's pods: callers from elsewhere are masqueraded", prefixes, formatPrefixes)
-	add(l, &c.NodePortAddresses, "nodeport-addresses", "list", "serve NodePorts only at the node's addresses within these ranges; default: at all", prefixes, formatPrefixes)
+	add(l, &c.DetectLocalMode, "detect-local-mode", "name", "how pods are told from other callers: ClusterCIDR (their address is in cluster-cidr), NodeCIDR (it is in the Node's podCIDRs, which are followed; before they are known nobody is a pod), BridgeInterface or InterfaceNamePrefix (the device that their packets come from)", localMode, format)
+	add(l, &c.PodBridgeInterface, "pod-bridge-interface", "name", "the bridge that pods are behind, for detect-local-mode BridgeInterface", deviceName, format)
+	add(l, &c.PodInterfaceNamePrefix, "pod-interface-name-prefix", "prefix", "what the names of pods' devices begin with, for detect-local-mode InterfaceNamePrefix", deviceName, format)
+	add(l, &c.NodePortAddresses, "nodeport-addresses", "list", "serve NodePorts and health check ports only at the node's addresses within these ranges; primary: those of the Node object, localhost: loopback, all: every one; default: all", nodePortAddresses, formatNodePortAddresses)
 	addBool(l, &c.MasqueradeAll, "masquerade-all", "masquerade every caller of a cluster IP on the packet path")
 	addBool(l, &c.AllowExternalIPs, "allow-external-ips", "serve spec.externalIPs of Services")
 	addBool(l, &c.NodeWeights, "node-weights", "follow the weights of Nodes, for which all Nodes are watched; false: only this one, and they do not count")
@@ -118,8 +180,31 @@ func (l *Loader) register(checkAlgorithm func(string) error) {
 	add(l, &c.MaxSlots, "max-slots", "n", "entries of all Services' tables: 8 and more for each, see docs/ARCHITECTURE.md", count, format)
 	add(l, &c.MaxConnections, "max-connections", "n", "entries for connections of the packet path: 2 for each, 4 if masqueraded", count, format)
 	add(l, &c.MaxFlows, "max-flows", "n", "entries for flows of unconnected UDP sockets: 2 for each", count, format)
+	add(l, &c.MaxAffinities, "max-affinities", "n", "clients that are remembered for sessionAffinity, once for each Service port", count, format)
+	add(l, &c.MaxSourceRanges, "max-source-ranges", "n", "loadBalancerSourceRanges of all Service ports", count, format)
 
 	add(l, &c.SyncPeriod, "sync-period", "duration", "unhealthy when an update is not applied within twice this time", period, format)
+	add(l, &c.AuditPeriod, "audit-period", "duration", "compare the kernel with what it should have once in this time, and repair it; 0s: never", periodOrNever, format)
+
+	l.registerIPTables()
+}
+
+// registerIPTables lists the fields of the iptables dataplane. Their names and defaults
+// are kube-proxy's.
+func (l *Loader) registerIPTables() {
+	c, t := &l.config.IPTables, &l.config.Conntrack
+	add(l, &c.Backend, "iptables-backend", "name", "which iptables command the iptables dataplane uses: nft, legacy, or auto: the one that the node uses", oneOf(Auto, NFT, Legacy), format)
+	add(l, &c.MasqueradeBit, "iptables-masquerade-bit", "n", "the bit of the packet mark by which the iptables dataplane knows what to masquerade, 0 to 31", bit, format)
+	addBool(l, &c.LocalhostNodePorts, "iptables-localhost-nodeports", "serve NodePorts at 127.0.0.1 with the iptables dataplane, which sets route_localnet")
+
+	const dp = "; iptables dataplane only"
+	add(l, &t.MaxPerCore, "conntrack-max-per-core", "n", "connections that netfilter may track for each CPU; 0: as it is"+dp, anyCount, format)
+	add(l, &t.Min, "conntrack-min", "n", "and at least so many, whatever conntrack-max-per-core says"+dp, anyCount, format)
+	add(l, &t.TCPEstablished, "conntrack-tcp-timeout-established", "duration", "idle time after which netfilter forgets an established TCP connection; 0s: as it is"+dp, timeout, format)
+	add(l, &t.TCPCloseWait, "conntrack-tcp-timeout-close-wait", "duration", "the same in CLOSE_WAIT"+dp, timeout, format)
+	addBool(l, &t.TCPBeLiberal, "conntrack-tcp-be-liberal", "let netfilter track TCP packets outside the window, instead of dropping what it calls invalid"+dp)
+	add(l, &t.UDPTimeout, "conntrack-udp-timeout", "duration", "the same of UDP without an answer; 0s: as it is"+dp, timeout, format)
+	add(l, &t.UDPStreamTimeout, "conntrack-udp-timeout-stream", "duration", "the same of UDP with answers; 0s: as it is"+dp, timeout, format)
 }
 
 // aliases are other names of flags, from kube-proxy.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // load reads a configuration from all sources as a verb does.
@@ -88,7 +90,9 @@ bpffs: /bpf
 stateDir: /state
 devices: [eth0, "cali*"]
 clusterCIDR: 10.244.0.0/16,fd00::/48
-nodePortAddresses: [192.0.2.0/24]
+detectLocalMode: BridgeInterface
+podBridgeInterface: cbr0
+nodePortAddresses: [192.0.2.0/24, primary, localhost]
 masqueradeAll: true
 allowExternalIPs: false
 nodeWeights: false
@@ -103,7 +107,20 @@ maxBackends: 3
 maxSlots: 4
 maxConnections: 5
 maxFlows: 1000000
+maxAffinities: 6
+maxSourceRanges: 7
 syncPeriod: 1m
+auditPeriod: 5m
+iptablesBackend: legacy
+iptablesMasqueradeBit: 7
+iptablesLocalhostNodePorts: false
+conntrackMaxPerCore: 8
+conntrackMin: 9
+conntrackTCPTimeoutEstablished: 2h
+conntrackTCPTimeoutCloseWait: 30m
+conntrackTCPBeLiberal: true
+conntrackUDPTimeout: 31s
+conntrackUDPTimeoutStream: 2m
 `
 
 func TestEveryFieldFromTheFile(t *testing.T) {
@@ -115,21 +132,29 @@ func TestEveryFieldFromTheFile(t *testing.T) {
 		Kubeconfig: "/etc/kubeconfig", NodeName: "worker-1", Dataplane: "ebpf", Algorithm: "round-robin",
 		SlowStart: 30 * time.Second, HashSeed: 0xfedcba9876543210,
 		CgroupRoot: "/cg", BPFFS: "/bpf", StateDir: "/state",
-		Devices:           []string{"eth0", "cali*"},
-		ClusterCIDR:       []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00::/48")},
-		NodePortAddresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
-		MasqueradeAll:     true, BindAddressHardFail: true,
+		Devices:         []string{"eth0", "cali*"},
+		ClusterCIDR:     []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00::/48")},
+		DetectLocalMode: lb.LocalBridgeInterface, PodBridgeInterface: "cbr0",
+		NodePortAddresses: lb.NodePortAddresses{Primary: true, Ranges: []netip.Prefix{
+			netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
+		}},
+		MasqueradeAll: true, BindAddressHardFail: true,
 		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:20256"),
 		MetricsBindAddress: netip.MustParseAddrPort("[::1]:10249"),
 		LogLevel:           slog.LevelDebug, LogFormat: "json",
-		MaxServices: 1, MaxFrontends: 2, MaxBackends: 3, MaxSlots: 4, MaxConnections: 5, MaxFlows: 1000000,
-		SyncPeriod: time.Minute,
+		MaxServices: 1, MaxFrontends: 2, MaxBackends: 3, MaxSlots: 4, MaxConnections: 5, MaxFlows: 1000000, MaxAffinities: 6, MaxSourceRanges: 7,
+		SyncPeriod: time.Minute, AuditPeriod: 5 * time.Minute,
+		IPTables: IPTablesConfig{Backend: "legacy", MasqueradeBit: 7},
+		Conntrack: ConntrackConfig{
+			MaxPerCore: 8, Min: 9, TCPEstablished: 2 * time.Hour, TCPCloseWait: 30 * time.Minute, TCPBeLiberal: true,
+			UDPTimeout: 31 * time.Second, UDPStreamTimeout: 2 * time.Minute,
+		},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	if n, fields := len(l.Sources()), len(l.Fields()); n != fields-1 { // all but manifests
-		t.Errorf("%d fields have a source, want %d: a field is missing in this test", n, fields-1)
+	if n, fields := len(l.Sources()), len(l.Fields()); n != fields-2 { // all but what contradicts others: manifests and podInterfaceNamePrefix
+		t.Errorf("%d fields have a source, want %d: a field is missing in this test", n, fields-2)
 	}
 }
 
@@ -194,19 +219,60 @@ func TestAliases(t *testing.T) {
 	}
 }
 
+// TestModesOfKubeProxy: those that lbproxy has not are auto, and it can be told why.
+func TestModesOfKubeProxy(t *testing.T) {
+	for _, tc := range []struct {
+		file             string
+		env, args        []string
+		dataplane, other string
+	}{
+		{dataplane: Auto},
+		{args: []string{"--proxy-mode="}, dataplane: Auto},
+		{args: []string{"--proxy-mode=iptables"}, dataplane: IPTables},
+		{args: []string{"--proxy-mode=nftables"}, dataplane: Auto, other: "nftables"},
+		{file: "proxyMode: ipvs", dataplane: Auto, other: "ipvs"},
+		{file: "proxyMode: ipvs", env: []string{"LBPROXY_DATAPLANE=iptables"}, dataplane: IPTables},
+		{args: []string{"--proxy-mode=ipvs", "--dataplane=ebpf"}, dataplane: EBPF},
+	} {
+		l, c, err := load(t, tc.file, tc.env, tc.args)
+		if err != nil || c.Dataplane != tc.dataplane || l.ForeignMode() != tc.other {
+			t.Errorf("%q %q %q: got %s, for mode %q, %v; want %s, %q", tc.file, tc.env, tc.args, c.Dataplane, l.ForeignMode(), err, tc.dataplane, tc.other)
+		}
+	}
+}
+
 func TestBadValues(t *testing.T) {
 	for _, tc := range []struct {
 		name, file string
 		env, args  []string
 		want       []string // parts of the message
 	}{
-		{name: "iptables", args: []string{"--proxy-mode=iptables"}, want: []string{"iptables dataplane is not in this version"}},
-		{name: "dataplane from the environment", env: []string{"LBPROXY_PROXY_MODE=ipvs"},
-			want: []string{"dataplane (from LBPROXY_PROXY_MODE)", `"ipvs": want auto or ebpf`}},
+		{name: "dataplane from the environment", env: []string{"LBPROXY_PROXY_MODE=kernelspace"},
+			want: []string{"dataplane (from LBPROXY_PROXY_MODE)", `"kernelspace": want auto, ebpf or iptables`}},
+		{name: "iptables backend", env: []string{"LBPROXY_IPTABLES_BACKEND=xtables"},
+			want: []string{"iptables-backend (from LBPROXY_IPTABLES_BACKEND)", `"xtables": want auto or nft or legacy`}},
+		{name: "masquerade bit", file: "iptablesMasqueradeBit: 32", want: []string{"iptables-masquerade-bit (from ", `"32": want a number from 0 to 31`}},
+		{name: "masquerade bit is no byte", file: "iptablesMasqueradeBit: 256", want: []string{"iptables-masquerade-bit (from ", `"256": want a number from 0 to 31`}},
+		{name: "negative masquerade bit", file: "iptablesMasqueradeBit: -1", want: []string{"from 0 to 31"}},
+		{name: "conntrack size", file: "conntrackMin: 2147483648", want: []string{"conntrack-min (from ", "want a number from 0 to 2147483647"}},
+		{name: "conntrack timeout", file: "conntrackUDPTimeout: 1500ms", want: []string{"conntrack-udp-timeout (from ", "1.5s: want whole seconds, or 0s"}},
+		{name: "negative conntrack timeout", file: "conntrackTCPTimeoutCloseWait: -1s", want: []string{"conntrack-tcp-timeout-close-wait (from ", "-1s: want whole"}},
+		{name: "conntrack timeout without a unit", file: "conntrackTCPTimeoutEstablished: 60", want: []string{`"60": want a duration such as 30s`}},
 		{name: "algorithm from the file", file: "algorithm: fastest",
 			want: []string{"algorithm (from ", "c.yaml: algorithm): unknown algorithm"}},
-		{name: "bits beyond the prefix", env: []string{"LBPROXY_CLUSTER_CIDR=10.0.0.1/8"}, want: []string{"cluster-cidr", "did you mean 10.0.0.0/8"}},
-		{name: "prefix", env: []string{"LBPROXY_NODEPORT_ADDRESSES=primary"}, want: []string{"nodeport-addresses (from LBPROXY_NODEPORT_ADDRESSES)"}},
+		{name: "range", env: []string{"LBPROXY_CLUSTER_CIDR=10.0.0.1"}, want: []string{"cluster-cidr", "want a range such as 10.0.0.0/8"}},
+		{name: "prefix", env: []string{"LBPROXY_NODEPORT_ADDRESSES=primary,secondary"},
+			want: []string{"nodeport-addresses (from LBPROXY_NODEPORT_ADDRESSES)", `"secondary": want a range such as`, "or primary, localhost, all"}},
+		{name: "local mode", file: "detectLocalMode: clustercidr", want: []string{"detect-local-mode (from ", "want ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix"}},
+		{name: "bridge without a name", file: "detectLocalMode: BridgeInterface", want: []string{"detect-local-mode (from ", "BridgeInterface needs pod-bridge-interface"}},
+		{name: "devices without a prefix", args: []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-bridge-interface=cbr0"}, want: []string{
+			"detect-local-mode (from --detect-local-mode): InterfaceNamePrefix needs pod-interface-name-prefix",
+			"pod-bridge-interface (from --pod-bridge-interface): needs detect-local-mode BridgeInterface, which is InterfaceNamePrefix (from --detect-local-mode)"}},
+		{name: "prefix without its mode", env: []string{"LBPROXY_POD_INTERFACE_NAME_PREFIX=veth"}, want: []string{
+			"pod-interface-name-prefix (from LBPROXY_POD_INTERFACE_NAME_PREFIX): needs detect-local-mode InterfaceNamePrefix, which is ClusterCIDR (from default)"}},
+		{name: "long device name", env: []string{"LBPROXY_POD_BRIDGE_INTERFACE=a123456789012345"}, want: []string{"pod-bridge-interface", "at most 15 bytes"}},
+		{name: "glob for a prefix", file: "podInterfaceNamePrefix: veth*", want: []string{"pod-interface-name-prefix", `"veth*" is not a device's name`}},
+		{name: "short audit period", file: "auditPeriod: 10ms", want: []string{"audit-period (from ", "want 1s or more, or 0s for never"}},
 		{name: "port", env: []string{"LBPROXY_HEALTHZ_BIND_ADDRESS=localhost:1"}, want: []string{`"localhost:1": want ip:port`}},
 		{name: "level", file: "logLevel: loud", want: []string{"debug, info, warn or error"}},
 		{name: "too many", file: "maxSlots: 4294967296", want: []string{"max-slots", "from 0 to"}},
@@ -253,6 +319,68 @@ func TestBadValues(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestNodePortAddresses(t *testing.T) {
+	node := lb.Node{Known: true, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")}}
+	for _, tc := range []struct{ text, want, served string }{
+		{"", "", "127.0.0.1 192.0.2.7 198.51.100.1 ::1 2001:db8::7"},
+		{"all", "0.0.0.0/0,::/0", "127.0.0.1 192.0.2.7 198.51.100.1 ::1 2001:db8::7"},
+		{"primary", "primary", "192.0.2.7 2001:db8::7"},
+		{"localhost", "127.0.0.0/8,::1/128", "127.0.0.1 ::1"},
+		{"198.51.100.0/24", "198.51.100.0/24", "198.51.100.1 ::1 2001:db8::7"},
+		{"198.51.100.9/24", "198.51.100.0/24", "198.51.100.1 ::1 2001:db8::7"}, // bits beyond the length
+		{"198.51.100.0/24, primary", "primary,198.51.100.0/24", "192.0.2.7 198.51.100.1 2001:db8::7"},
+		{"localhost,primary,all", "primary,127.0.0.0/8,::1/128,0.0.0.0/0,::/0", "127.0.0.1 192.0.2.7 198.51.100.1 ::1 2001:db8::7"},
+	} {
+		a, err := nodePortAddresses(tc.text)
+		if err != nil {
+			t.Errorf("%q: %v", tc.text, err)
+		}
+		if got := formatNodePortAddresses(a); got != tc.want {
+			t.Errorf("%q: shown as %q, want %q", tc.text, got, tc.want)
+		}
+		var served []string
+		for _, addr := range []string{"127.0.0.1", "192.0.2.7", "198.51.100.1", "::1", "2001:db8::7"} {
+			if a.Serves(netip.MustParseAddr(addr), node) {
+				served = append(served, addr)
+			}
+		}
+		if got := strings.Join(served, " "); got != tc.served {
+			t.Errorf("%q: served at %q, want %q", tc.text, got, tc.served)
+		}
+	}
+}
+
+func TestLocalDetector(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		want lb.LocalDetector
+	}{
+		{nil, lb.LocalDetector{Mode: lb.LocalClusterCIDR}},
+		{[]string{"--detect-local-mode=", "--cluster-cidr=10.0.0.0/8"},
+			lb.LocalDetector{Mode: lb.LocalClusterCIDR, Ranges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}},
+		{[]string{"--cluster-cidr=10.0.0.1/8,fd00::1/8"}, // bits beyond the length
+			lb.LocalDetector{Mode: lb.LocalClusterCIDR, Ranges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}},
+		{[]string{"--detect-local-mode=NodeCIDR", "--cluster-cidr=10.0.0.0/8", "--manifests=/m"}, lb.LocalDetector{Mode: lb.LocalNodeCIDR}},
+		{[]string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cbr0"},
+			lb.LocalDetector{Mode: lb.LocalBridgeInterface, Interface: "cbr0"}},
+		{[]string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=cali"},
+			lb.LocalDetector{Mode: lb.LocalInterfaceNamePrefix, Interface: "cali"}},
+	} {
+		_, c, err := load(t, "", nil, tc.args)
+		if got := c.LocalDetector(); err != nil || !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("%q: got %+v, %v, want %+v", tc.args, got, err, tc.want)
+		}
+	}
+}
+
+func TestAuditPeriod(t *testing.T) {
+	for text, want := range map[string]time.Duration{"0": 0, "0s": 0, "1s": time.Second, "2m": 2 * time.Minute} {
+		if _, c, err := load(t, "", nil, []string{"--audit-period=" + text}); err != nil || c.AuditPeriod != want {
+			t.Errorf("--audit-period=%s: got %v, %v, want %v", text, c.AuditPeriod, err, want)
+		}
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 const (
@@ -52,6 +54,8 @@ type Loader struct {
 	flags   *pflag.FlagSet
 	sources map[string]string // by flag name
 	unknown []string
+
+	foreignMode string // of kube-proxy, which Dataplane was given as; empty: none
 }
 
 // New returns a Loader with the defaults. checkAlgorithm returns an error for an
@@ -94,16 +98,42 @@ func (l *Loader) Load(environ []string) (Config, error) {
 	if l.path != "" {
 		errs = append(errs, l.fromFile()...)
 	}
-	if c := &l.config; c.Kubeconfig != "" && c.Manifests != "" {
+	return l.config, errors.Join(append(errs, l.combinations()...)...)
+}
+
+// combinations returns what is wrong with fields that are right by themselves.
+func (l *Loader) combinations() (errs []error) {
+	c := &l.config
+	if c.Kubeconfig != "" && c.Manifests != "" {
 		errs = append(errs, &Error{Field: "manifests", Source: l.origin("manifests"),
 			Err: fmt.Errorf("excludes kubeconfig (from %s): Services come from one place", l.origin("kubeconfig"))})
 	}
-	return l.config, errors.Join(errs...)
+	for _, needs := range []struct {
+		mode        lb.LocalMode
+		flag, value string
+	}{
+		{lb.LocalBridgeInterface, "pod-bridge-interface", c.PodBridgeInterface},
+		{lb.LocalInterfaceNamePrefix, "pod-interface-name-prefix", c.PodInterfaceNamePrefix},
+	} {
+		const mode = "detect-local-mode"
+		switch chosen := c.DetectLocalMode == needs.mode; {
+		case chosen && needs.value == "":
+			errs = append(errs, &Error{Field: mode, Source: l.origin(mode), Err: fmt.Errorf("%s needs %s", needs.mode, needs.flag)})
+		case !chosen && needs.value != "":
+			errs = append(errs, &Error{Field: needs.flag, Source: l.origin(needs.flag),
+				Err: fmt.Errorf("needs %s %s, which is %s (from %s)", mode, needs.mode, c.DetectLocalMode, l.origin(mode))})
+		}
+	}
+	return errs
 }
 
 // Unknown returns the variables of the environment that look like ours and name
 // no field. Those that Kubernetes sets for a Service named lbproxy do not count.
 func (l *Loader) Unknown() []string { return l.unknown }
+
+// ForeignMode returns the mode of kube-proxy that was given for the dataplane and that
+// lbproxy has not, so that Auto is used in its place; or nothing.
+func (l *Loader) ForeignMode() string { return l.foreignMode }
 
 // Fields returns every field by its name in the file, as JSON has it.
 func (l *Loader) Fields() map[string]any {
@@ -275,7 +305,7 @@ func (l *Loader) names(name func(flag string) string) map[string]string {
 }
 
 // words are parts of names that kube-proxy's file does not spell as one would think.
-var words = map[string]string{"cidr": "CIDR", "ips": "IPs", "nodeport": "nodePort"}
+var words = map[string]string{"cidr": "CIDR", "ips": "IPs", "nodeport": "nodePort", "nodeports": "nodePorts", "tcp": "TCP", "udp": "UDP"}
 
 // fieldName returns the name in the file of a flag: node-name is nodeName.
 func fieldName(flag string) string {

@@ -3,15 +3,17 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // The functions of this file turn the text of a field into its value and back.
@@ -29,16 +31,20 @@ func nodeName(s string) (string, error) {
 	return name, nil
 }
 
-func dataplane(s string) (string, error) {
+// dataplane reads a dataplane's name. kube-proxy's modes that lbproxy has not are
+// noted, and taken for Auto: what they do, every dataplane of lbproxy does.
+func (l *Loader) dataplane(s string) (string, error) {
+	l.foreignMode = ""
 	switch s {
 	case "":
 		return Auto, nil
-	case Auto, EBPF:
+	case Auto, EBPF, IPTables:
 		return s, nil
-	case "iptables":
-		return "", errors.New("the iptables dataplane is not in this version: want auto or ebpf")
+	case "nftables", "ipvs":
+		l.foreignMode = s
+		return Auto, nil
 	}
-	return "", fmt.Errorf("%q: want auto or ebpf", s)
+	return "", fmt.Errorf("%q: want auto, ebpf or iptables", s)
 }
 
 func oneOf(names ...string) func(string) (string, error) {
@@ -98,6 +104,8 @@ func formatDevices(names []string) string {
 	return strings.Join(names, ",")
 }
 
+// prefixes reads address ranges. Bits beyond a range's length say nothing, as
+// kube-proxy has it.
 func prefixes(s string) ([]netip.Prefix, error) {
 	var ps []netip.Prefix
 	for _, item := range list(s) {
@@ -105,10 +113,7 @@ func prefixes(s string) ([]netip.Prefix, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%q: want a range such as 10.0.0.0/8 or fd00::/8", item)
 		}
-		if p != p.Masked() {
-			return nil, fmt.Errorf("%q has bits beyond its length: did you mean %s?", item, p.Masked())
-		}
-		ps = append(ps, p)
+		ps = append(ps, p.Masked())
 	}
 	return ps, nil
 }
@@ -120,6 +125,69 @@ func formatPrefixes(ps []netip.Prefix) string {
 	}
 	return strings.Join(items, ",")
 }
+
+// The keywords of nodeport-addresses.
+const (
+	addrsPrimary   = "primary"
+	addrsLocalhost = "localhost"
+	addrsAll       = "all"
+)
+
+// nodePortAddresses reads ranges and keywords. Only primary stays a word: what it
+// stands for is known when the Node is.
+func nodePortAddresses(s string) (a lb.NodePortAddresses, err error) {
+	for _, item := range list(s) {
+		switch item {
+		case addrsPrimary:
+			a.Primary = true
+		case addrsLocalhost:
+			a.Ranges = append(a.Ranges, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
+		case addrsAll:
+			a.Ranges = append(a.Ranges, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
+		default:
+			ps, err := prefixes(item)
+			if err != nil {
+				return lb.NodePortAddresses{}, fmt.Errorf("%w; or %s, %s, %s", err, addrsPrimary, addrsLocalhost, addrsAll)
+			}
+			a.Ranges = append(a.Ranges, ps...)
+		}
+	}
+	return a, nil
+}
+
+func formatNodePortAddresses(a lb.NodePortAddresses) string {
+	s := formatPrefixes(a.Ranges)
+	switch {
+	case a.Primary && s != "":
+		return addrsPrimary + "," + s
+	case a.Primary:
+		return addrsPrimary
+	}
+	return s
+}
+
+// localMode takes nothing for kube-proxy's default.
+func localMode(s string) (lb.LocalMode, error) {
+	if s == "" {
+		return lb.LocalClusterCIDR, nil
+	}
+	mode, ok := lb.ParseLocalMode(s)
+	if !ok {
+		return 0, fmt.Errorf("%q: want ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix", s)
+	}
+	return mode, nil
+}
+
+// deviceName reads the name of a network device, or the beginning of one.
+func deviceName(s string) (string, error) {
+	if len(s) > maxDeviceName || strings.ContainsAny(s, "/: \t*") {
+		return "", fmt.Errorf("%q is not a device's name: want at most %d bytes, without spaces and /:*", s, maxDeviceName)
+	}
+	return s, nil
+}
+
+// maxDeviceName is IFNAMSIZ without the byte that ends the name.
+const maxDeviceName = 15
 
 // bindAddress reads ip:port, an ip alone, or :port for all IPv4 addresses.
 func bindAddress(port uint16) func(string) (netip.AddrPort, error) {
@@ -171,6 +239,24 @@ func count(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
+// anyCount is count without a limit.
+func anyCount(s string) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 31)
+	if err != nil {
+		return 0, fmt.Errorf("%q: want a number from 0 to %d", s, math.MaxInt32)
+	}
+	return uint32(n), nil
+}
+
+// bit reads the number of a bit of 32.
+func bit(s string) (uint8, error) {
+	n, err := strconv.ParseUint(s, 10, 8)
+	if err != nil || n > 31 {
+		return 0, fmt.Errorf("%q: want a number from 0 to 31", s)
+	}
+	return uint8(n), nil
+}
+
 // seed reads a 64-bit number, decimal or hexadecimal.
 func seed(s string) (uint64, error) {
 	digits, base := s, 10
@@ -191,6 +277,30 @@ func period(s string) (time.Duration, error) {
 	}
 	if d < time.Second {
 		return 0, fmt.Errorf("%s: want 1s or more", d)
+	}
+	return d, nil
+}
+
+// periodOrNever is period, or 0 for never.
+func periodOrNever(s string) (time.Duration, error) {
+	if d, err := time.ParseDuration(s); err == nil && d == 0 {
+		return 0, nil
+	}
+	d, err := period(s)
+	if err != nil {
+		return 0, fmt.Errorf("%w, or 0s for never", err)
+	}
+	return d, nil
+}
+
+// timeout reads a time of whole seconds, as netfilter has them; 0 stands for what it is.
+func timeout(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, fmt.Errorf("%q: want a duration such as 30s", s)
+	}
+	if d < 0 || d%time.Second != 0 || d > math.MaxInt32*time.Second {
+		return 0, fmt.Errorf("%s: want whole seconds, or 0s to leave it as it is", d)
 	}
 	return d, nil
 }

@@ -35,6 +35,7 @@ type Service struct {
 	Frontends []lb.Frontend
 	Cluster   Pool
 	Local     Pool
+	Terms     lb.Terms
 }
 
 // Pool returns the pool of scope sc.
@@ -126,10 +127,13 @@ func (e *SyncError) OrNil() error {
 type BackendStats struct {
 	Service lb.ServiceName
 	Backend netip.AddrPort
-	Opened  uint64 // connections (UDP: flows) that were given to it
+	Live    uint64 // connections (UDP: flows) that have not ended
+	Leaving bool   // no longer takes new connections
+
+	Counted bool   // the dataplane counts them; otherwise the following are 0
+	Opened  uint64 // connections that were given to it
 	Closed  uint64 // of those, how many have ended
 	Failed  uint64 // of those, how many ended before they were established
-	Leaving bool   // no longer takes new connections
 
 	Latency time.Duration // moving average; 0: not measured
 }
@@ -150,6 +154,23 @@ type Stats struct {
 	// Corrections is by how many connections the counts of backends were found
 	// wrong; anything but 0 is a bug.
 	Corrections uint64
+}
+
+// NodeSetter is implemented by dataplanes that depend on the Node object. SetNode may
+// be called from any goroutine, at any time; what it tells is used soon after.
+type NodeSetter interface {
+	SetNode(lb.Node)
+}
+
+// Auditor is implemented by dataplanes that can compare the kernel with what it
+// should have.
+type Auditor interface {
+	// Audit compares what the kernel has for svcs, which are those of the last Syncs and
+	// may be none, repairs what differs, and returns what that was, in words. Each call
+	// also looks at a bounded number of entries that may belong to no Service, and goes
+	// on behind them in the next. It is not interrupted by changes: how many svcs there
+	// are says how long they wait. Calls come from the goroutine that calls Sync.
+	Audit(ctx context.Context, svcs []*Service) ([]string, error)
 }
 
 // StatsReader is implemented by dataplanes that count. It may be called from any

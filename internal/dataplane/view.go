@@ -2,16 +2,23 @@
 
 package dataplane
 
-import "time"
+import (
+	"errors"
+	"time"
+)
+
+// ErrNoState is wrapped by an error that says that a dataplane has nothing in the kernel.
+var ErrNoState = errors.New("lbproxy has no state here: it has not run, or cleanup removed it")
 
 // ServiceView is what the kernel has for one Service port of one family.
 type ServiceView struct {
-	Name      string         `json:"name"`                // lb.ServiceName.String
-	Algorithm string         `json:"algorithm,omitempty"` // of its cluster pool
-	Kind      string         `json:"kind"`                // how its table is read
-	Frontends []FrontendView `json:"frontends"`
-	Backends  []BackendView  `json:"backends"`
-	Rejected  uint64         `json:"rejected"` // calls and packets that found no backend
+	Name          string         `json:"name"`                    // lb.ServiceName.String
+	Algorithm     string         `json:"algorithm,omitempty"`     // of its cluster pool
+	Approximation string         `json:"approximation,omitempty"` // what of it is not exact; empty: nothing
+	Kind          string         `json:"kind"`                    // how its table is read
+	Frontends     []FrontendView `json:"frontends"`
+	Backends      []BackendView  `json:"backends"`
+	Rejected      uint64         `json:"rejected"` // calls and packets that found no backend
 }
 
 // FrontendView is one address at which a Service answers.
@@ -57,4 +64,6 @@ type Explanation struct {
 	Candidates []BackendView `json:"candidates,omitempty"`
 	Masquerade bool          `json:"masquerade"` // on the packet path
 	Steps      []string      `json:"steps"`      // every entry that was used, in order
+
+	Approximation string `json:"approximation,omitempty"` // what of the algorithm is not exact; empty: nothing
 }

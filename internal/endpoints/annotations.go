@@ -24,6 +24,7 @@ const (
 	annotationPrefixLen = annotationPrefix + "ip-hash-prefix"
 	annotationSignal    = annotationPrefix + "least-time"
 	annotationSlowStart = annotationPrefix + "slow-start"
+	annotationReset     = annotationPrefix + "reset-on-removal"
 )
 
 // keyWeight is a label of Pods, and an annotation of EndpointSlices and Nodes.
@@ -39,53 +40,61 @@ type asked uint8
 
 func (a asked) has(i int) bool { return a>>i&1 != 0 }
 
+// said is what the annotations of a Service say. It is comparable.
+type said struct {
+	balance lb.Balance
+	reset   bool
+}
+
 // serviceAnnotation is one annotation of Services. An empty value is as none.
 type serviceAnnotation struct {
 	key    string
 	reason string // of the Problem when a value is invalid
-	// parse puts a value into b, unless it returns an error.
-	parse func(b *lb.Balance, value string, o *Options) error
-	// keep takes over from b what the annotation said.
-	keep func(b, from *lb.Balance)
-	// matters tells whether it has an effect with an algorithm; nil: with all.
-	matters func(algorithm string) bool
+	// parse puts a value into s, unless it returns an error.
+	parse func(s *said, value string, o *Options) error
+	// keep takes over what the annotation said.
+	keep func(s, from *said)
+	// part is what of the balance it sets; 0: what matters to every algorithm.
+	part lb.Part
 }
 
 // serviceAnnotations are all of them, the algorithm first.
 var serviceAnnotations = []serviceAnnotation{
 	{
 		annotationAlgorithm, ReasonInvalidAlgorithm, parseAlgorithm,
-		func(b, from *lb.Balance) { b.Algorithm = from.Algorithm }, nil,
+		func(s, from *said) { s.balance.Algorithm = from.balance.Algorithm }, 0,
 	},
 	{
 		annotationHashKey, ReasonInvalidAnnotation, parseHashKey,
-		func(b, from *lb.Balance) { b.HashKey = from.HashKey },
-		func(a string) bool { return a == "hash" },
+		func(s, from *said) { s.balance.HashKey = from.balance.HashKey }, lb.PartHashKey,
 	},
 	{
 		annotationPrefixLen, ReasonInvalidAnnotation, parsePrefixLen,
-		func(b, from *lb.Balance) { b.Prefix4, b.Prefix6 = from.Prefix4, from.Prefix6 },
-		func(a string) bool { return a == "ip-hash" },
+		func(s, from *said) {
+			s.balance.Prefix4, s.balance.Prefix6 = from.balance.Prefix4, from.balance.Prefix6
+		}, lb.PartPrefix,
 	},
 	{
 		annotationSignal, ReasonInvalidAnnotation, parseSignal,
-		func(b, from *lb.Balance) { b.Signal = from.Signal },
-		func(a string) bool { return a == "least-time" },
+		func(s, from *said) { s.balance.Signal = from.balance.Signal }, lb.PartSignal,
 	},
 	{
 		annotationSlowStart, ReasonInvalidAnnotation, parseSlowStart,
-		func(b, from *lb.Balance) { b.SlowStart = from.SlowStart },
-		func(a string) bool { return a != "hash" && a != "ip-hash" },
+		func(s, from *said) { s.balance.SlowStart = from.balance.SlowStart }, lb.PartSlowStart,
+	},
+	{
+		annotationReset, ReasonInvalidAnnotation, parseReset,
+		func(s, from *said) { s.reset = from.reset }, 0,
 	},
 }
 
 func annotationField(key string) string { return "metadata.annotations[" + key + "]" }
 
-// parseBalance reads what the annotations of a Service say. What is not said is
+// parseAnnotations reads what the annotations of a Service say. What is not said is
 // the default. given are those that say something, bad those of them that say
 // nothing valid.
-func parseBalance(as map[string]string, o *Options, p *problems) (b lb.Balance, given, bad asked) {
-	b.Signal = defaultSignal
+func parseAnnotations(as map[string]string, o *Options, p *problems) (s said, given, bad asked) {
+	s.balance.Signal = defaultSignal
 	for i := range serviceAnnotations {
 		a := &serviceAnnotations[i]
 		value := as[a.key]
@@ -93,7 +102,7 @@ func parseBalance(as map[string]string, o *Options, p *problems) (b lb.Balance, 
 			continue
 		}
 		given |= 1 << i
-		if err := a.parse(&b, value, o); err != nil {
+		if err := a.parse(&s, value, o); err != nil {
 			p.add(annotationField(a.key), a.reason, err)
 			bad |= 1 << i
 		}
@@ -104,7 +113,7 @@ func parseBalance(as map[string]string, o *Options, p *problems) (b lb.Balance, 
 			p.add(annotationField(key), ReasonUnknownAnnotation, errors.New("is no annotation of Services: it is ignored"))
 		}
 	}
-	return b, given, bad
+	return s, given, bad
 }
 
 // settle completes a parsed Service with what before, the same Service until now
@@ -114,42 +123,42 @@ func (s *service) settle(before *service, o *Options) {
 	keeps := before != nil && before.uid == s.uid
 	for i := range serviceAnnotations {
 		if keeps && s.bad.has(i) {
-			serviceAnnotations[i].keep(&s.balance, &before.balance)
+			serviceAnnotations[i].keep(&s.said, &before.said)
 		}
 	}
-	algorithm := s.balance.Algorithm
+	algorithm := s.said.balance.Algorithm
 	if algorithm == "" {
 		algorithm = o.DefaultAlgorithm
 	}
 	p := problems{kind: KindService, object: s.obj}
 	for i := range serviceAnnotations {
 		a := &serviceAnnotations[i]
-		if algorithm != "" && a.matters != nil && s.given.has(i) && !s.bad.has(i) && !a.matters(algorithm) {
+		if algorithm != "" && s.given.has(i) && !s.bad.has(i) && !a.part.Matters(algorithm) {
 			p.add(annotationField(a.key), ReasonNoEffect, fmt.Errorf("has no effect with algorithm %s", algorithm))
 		}
 	}
 	s.effects = p.list()
 }
 
-func parseAlgorithm(b *lb.Balance, value string, o *Options) error {
+func parseAlgorithm(s *said, value string, o *Options) error {
 	if o.CheckAlgorithm != nil {
-		if err := o.CheckAlgorithm(value); err != nil {
+		if err := o.CheckAlgorithm(lb.Brief(value)); err != nil { // which says it; no name is long
 			return err
 		}
 	}
-	b.Algorithm = value
+	s.balance.Algorithm = value
 	return nil
 }
 
-func parseHashKey(b *lb.Balance, value string, _ *Options) (err error) {
-	b.HashKey, err = choice(value, lb.HashSource, lb.HashSourcePort, lb.HashTuple)
+func parseHashKey(s *said, value string, _ *Options) (err error) {
+	s.balance.HashKey, err = choice(value, lb.HashSource, lb.HashSourcePort, lb.HashTuple)
 	return err
 }
 
-func parseSignal(b *lb.Balance, value string, _ *Options) error {
-	s, err := choice(value, lb.SignalConnect, lb.SignalFirstByte, lb.SignalLastByte)
+func parseSignal(s *said, value string, _ *Options) error {
+	signal, err := choice(value, lb.SignalConnect, lb.SignalFirstByte, lb.SignalLastByte)
 	if err == nil {
-		b.Signal = s
+		s.balance.Signal = signal
 	}
 	return err
 }
@@ -162,11 +171,11 @@ func choice[T fmt.Stringer](text string, values ...T) (v T, err error) {
 			return v, nil
 		}
 	}
-	return v, fmt.Errorf("%q: want one of %s", text, strings.Join(names, ", "))
+	return v, fmt.Errorf("%s: want one of %s", lb.Quote(text), strings.Join(names, ", "))
 }
 
 // parsePrefixLen reads "24", for IPv4, or "24,64", for IPv4 and IPv6.
-func parsePrefixLen(b *lb.Balance, value string, _ *Options) error {
+func parsePrefixLen(s *said, value string, _ *Options) error {
 	text4, text6, both := strings.Cut(value, ",")
 	len4, ok := bits(text4, 32)
 	len6 := uint8(0)
@@ -174,9 +183,9 @@ func parsePrefixLen(b *lb.Balance, value string, _ *Options) error {
 		len6, ok = bits(text6, 128)
 	}
 	if !ok {
-		return fmt.Errorf("%q: want a prefix length from 1 to 32 for IPv4, or that, a comma and one from 1 to 128 for IPv6", value)
+		return fmt.Errorf("%s: want a prefix length from 1 to 32 for IPv4, or that, a comma and one from 1 to 128 for IPv6", lb.Quote(value))
 	}
-	b.Prefix4, b.Prefix6 = len4, len6
+	s.balance.Prefix4, s.balance.Prefix6 = len4, len6
 	return nil
 }
 
@@ -187,22 +196,32 @@ func bits(text string, limit uint64) (uint8, bool) {
 
 // parseSlowStart reads a duration; 0 is no slow start, whatever the cluster's
 // default is.
-func parseSlowStart(b *lb.Balance, value string, _ *Options) error {
+func parseSlowStart(s *said, value string, _ *Options) error {
 	d, err := lb.ParseSlowStart(value)
 	if err != nil {
 		return err
 	}
-	if b.SlowStart = d; d == 0 {
-		b.SlowStart = lb.NoSlowStart
+	if s.balance.SlowStart = d; d == 0 {
+		s.balance.SlowStart = lb.NoSlowStart
 	}
 	return nil
+}
+
+// parseReset reads whether connections to a backend that is gone are reset.
+func parseReset(s *said, value string, _ *Options) error {
+	switch value {
+	case "true", "false":
+		s.reset = value == "true"
+		return nil
+	}
+	return fmt.Errorf("%s: want true or false", lb.Quote(value))
 }
 
 // parseWeight reads a weight.
 func parseWeight(text string) (uint16, error) {
 	n, err := strconv.ParseUint(text, 10, 16)
 	if err != nil {
-		return 0, fmt.Errorf("%q: want a whole number from 0 to 65535", text)
+		return 0, fmt.Errorf("%s: want a whole number from 0 to 65535", lb.Quote(text))
 	}
 	return uint16(n), nil
 }

@@ -28,7 +28,7 @@ func annotated(pairs ...string) func(*v1.Service) {
 
 func resolveBalance(t *testing.T, o Options, pairs ...string) (lb.Balance, []Problem) {
 	t.Helper()
-	svcs, ps := Resolve(testService("web", annotated(pairs...)), nil, "", o)
+	svcs, ps := Resolve(testService("web", annotated(pairs...)), nil, lb.Node{}, o)
 	if len(svcs) != 1 {
 		t.Fatalf("%d Services, want 1", len(svcs))
 	}
@@ -71,11 +71,12 @@ func TestAnnotationsSetTheBalance(t *testing.T) {
 
 // badValues are what no annotation of the given name may say.
 var badValues = map[string][]string{
-	"algorithm":      {"magic", "Hash", "hash ", "hash,random", "NaN", "\x00"},
-	"hash-key":       {"ip", "Source-IP", "source-ip ", "4-tuple", "0"},
-	"ip-hash-prefix": {"0", "33", "-1", "24,", ",64", "24,0", "24,129", "24, 64", "+24", "/24", "24.0", "24,64,1", "256", "280", "x", "99999999999999999999"},
-	"least-time":     {"first_byte", "Connect", "1", "inflight"},
-	"slow-start":     {"-1s", "99ms", "1h0m1s", "30", "NaN", "1e9s", "x", "999999h", "9999999999999h", "1ns"},
+	"algorithm":        {"magic", "Hash", "hash ", "hash,random", "NaN", "\x00"},
+	"hash-key":         {"ip", "Source-IP", "source-ip ", "4-tuple", "0"},
+	"ip-hash-prefix":   {"0", "33", "-1", "24,", ",64", "24,0", "24,129", "24, 64", "+24", "/24", "24.0", "24,64,1", "256", "280", "x", "99999999999999999999"},
+	"least-time":       {"first_byte", "Connect", "1", "inflight"},
+	"reset-on-removal": {"yes", "True", "1", "0", " true", "TRUE", "on"},
+	"slow-start":       {"-1s", "99ms", "1h0m1s", "30", "NaN", "1e9s", "x", "999999h", "9999999999999h", "1ns"},
 }
 
 func TestInvalidAnnotationsKeepTheDefaultAndAreReported(t *testing.T) {
@@ -201,21 +202,22 @@ func TestUnknownAnnotationsOfOursAreReported(t *testing.T) {
 }
 
 func FuzzBalanceAnnotations(f *testing.F) {
-	f.Add("hash", "5-tuple", "24,64", "connect", "30s")
+	f.Add("hash", "5-tuple", "24,64", "connect", "30s", "true")
 	for name, values := range badValues {
 		for _, v := range values {
 			as := map[string]string{name: v}
-			f.Add(as["algorithm"], as["hash-key"], as["ip-hash-prefix"], as["least-time"], as["slow-start"])
+			f.Add(as["algorithm"], as["hash-key"], as["ip-hash-prefix"], as["least-time"], as["slow-start"], as["reset-on-removal"])
 		}
 	}
 	o := testOptions()
-	f.Fuzz(func(t *testing.T, algorithm, key, prefix, signal, slow string) {
+	f.Fuzz(func(t *testing.T, algorithm, key, prefix, signal, slow, reset string) {
 		as := map[string]string{
 			annotationAlgorithm: algorithm, annotationHashKey: key, annotationPrefixLen: prefix,
-			annotationSignal: signal, annotationSlowStart: slow,
+			annotationSignal: signal, annotationSlowStart: slow, annotationReset: reset,
 		}
 		p := &problems{}
-		b, given, bad := parseBalance(as, &o, p)
+		s, given, bad := parseAnnotations(as, &o, p)
+		b := s.balance
 		if b.Algorithm != "" && o.CheckAlgorithm(b.Algorithm) != nil {
 			t.Errorf("%q: algorithm %q", as, b.Algorithm)
 		}
@@ -224,6 +226,9 @@ func FuzzBalanceAnnotations(f *testing.F) {
 		}
 		if d := b.SlowStart; d != 0 && d != lb.NoSlowStart && (d < lb.MinSlowStart || d > lb.MaxSlowStart) {
 			t.Errorf("%q: slow start %s", as, d)
+		}
+		if s.reset != (reset == "true") {
+			t.Errorf("%q: reset %t", as, s.reset)
 		}
 		n := 0
 		for i, a := range serviceAnnotations {

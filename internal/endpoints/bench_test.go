@@ -4,11 +4,13 @@ package endpoints
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 const endpointsPerService = 10
@@ -57,6 +59,102 @@ func BenchmarkStoreEndpointChange(b *testing.B) {
 			s := bigStore(n)
 			variants := []*discovery.EndpointSlice{bigSlice(n/2, 1), bigSlice(n/2, 0)}
 			runtime.GC()
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				s.UpsertSlice(variants[i%2])
+				if cs, _ := s.Take(); len(cs) != 1 {
+					b.Fatalf("%d changes, want 1", len(cs))
+				}
+				i++
+			}
+		})
+	}
+}
+
+// wideSlices are n endpoints in slices of the given size. As in a cluster, their
+// addresses are in no order, neither in a slice nor between slices.
+func wideSlices(n, size int) []*discovery.EndpointSlice {
+	order := rand.New(rand.NewPCG(1, 2)).Perm(n)
+	var sls []*discovery.EndpointSlice
+	for i := 0; i < n; i += size {
+		var specs []string
+		for _, k := range order[i:min(i+size, n)] {
+			specs = append(specs, fmt.Sprintf("10.%d.%d.%d remote zone=zone-%d", 128+k>>16, k>>8&255, k&255, k%3))
+		}
+		sl := testSlice("wide", fmt.Sprint("wide-", i/size), specs...)
+		for e := range sl.Endpoints {
+			sl.Endpoints[e].TargetRef = &v1.ObjectReference{Kind: KindPod, Namespace: "default", Name: fmt.Sprintf("pod-%d", i+e)}
+		}
+		sls = append(sls, sl)
+	}
+	return sls
+}
+
+// BenchmarkWideService measures one changed endpoint of a Service that has 5,000.
+func BenchmarkWideService(b *testing.B) {
+	for _, size := range []int{100, 1000} {
+		for _, zone := range []string{"", "zone-1"} {
+			b.Run(fmt.Sprintf("slices of %d, zone %q", size, zone), func(b *testing.B) {
+				s := New(testOptions(), discard(), nil)
+				s.UpsertService(testService("wide"))
+				s.UpsertNode(asNode(&metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}}))
+				sls := wideSlices(5000, size)
+				for _, sl := range sls {
+					s.UpsertSlice(sl)
+				}
+				for _, src := range KubernetesSources {
+					s.MarkSynced(src)
+				}
+				s.Take()
+				changed := sls[len(sls)/2].DeepCopy()
+				changed.Endpoints[0].Conditions.Ready = ptr(false)
+				changed.Endpoints[1].Conditions.Ready = ptr(false) // one of them is in the zone, or none of three
+				changed.Endpoints[2].Conditions.Ready = ptr(false)
+				changed.Endpoints[3].Conditions.Ready = ptr(false)
+				variants := []*discovery.EndpointSlice{changed, sls[len(sls)/2]}
+				b.ReportAllocs()
+				i := 0
+				for b.Loop() {
+					s.UpsertSlice(variants[i%2])
+					if cs, _ := s.Take(); len(cs) != 1 {
+						b.Fatalf("%d changes, want 1", len(cs))
+					}
+					i++
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkWideHealthCheck measures one changed endpoint, of another node, of a Service
+// that has 5,000, of which 50 are on this node, and a health check; and what source
+// ranges add to that.
+func BenchmarkWideHealthCheck(b *testing.B) {
+	for _, ranges := range []int{0, 500} {
+		b.Run(fmt.Sprintf("%d ranges", ranges), func(b *testing.B) {
+			s := New(testOptions(), discard(), nil)
+			s.UpsertNode(fullNode())
+			svc := testService("wide", balancer("203.0.113.1"), externalLocal, healthPort(31000))
+			for i := range ranges {
+				svc.Spec.LoadBalancerSourceRanges = append(svc.Spec.LoadBalancerSourceRanges, fmt.Sprintf("172.%d.%d.0/24", 30+i>>8, i&255))
+			}
+			s.UpsertService(svc)
+			sls := wideSlices(5000, 100)
+			for _, sl := range sls {
+				sl.Endpoints[50].NodeName = ptr(thisNode)
+				s.UpsertSlice(sl)
+			}
+			for _, src := range KubernetesSources {
+				s.MarkSynced(src)
+			}
+			s.Take()
+			if got := s.entries[object("wide")].health.Ready[0]; got != 50 {
+				b.Fatalf("%d local endpoints, want 50", got)
+			}
+			changed := sls[25].DeepCopy()
+			changed.Endpoints[0].Conditions.Ready = ptr(false)
+			variants := []*discovery.EndpointSlice{changed, sls[25]}
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {

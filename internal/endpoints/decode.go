@@ -315,7 +315,7 @@ func (d *decoder) parse(in runtime.Object, key objectKey) any {
 		defaultSlice(obj)
 		return parseSlice(obj, d.opts)
 	case *v1.Node:
-		return parseNode(&obj.ObjectMeta, d.opts)
+		return parseNode(obj, d.opts)
 	}
 	return nil // blankObject has made one of the above
 }

@@ -67,7 +67,7 @@ func TestDrainedEndpointsAndPolicies(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s, _ := newStore(t)
-			s.UpsertNode(&testNode(thisZone).ObjectMeta)
+			s.UpsertNode(asNode(&testNode(thisZone).ObjectMeta))
 			s.UpsertService(testService("web", tc.edit...))
 			s.UpsertSlice(podSlice("web", "web-1", tc.endpoints...))
 			for pod := range strings.FieldsSeq(tc.drained) {
@@ -180,24 +180,26 @@ func TestNodesAreNotWatchedWhenTheirWeightsDoNotCount(t *testing.T) {
 	note := func(a k8stesting.Action, o metav1.ListOptions) {
 		selectors <- a.GetVerb() + " " + o.LabelSelector + " & " + o.FieldSelector
 	}
-	node := testNode(thisZone)
+	node := ownNode(thisZone)
 	node.Annotations = map[string]string{keyWeight: "7"}
-	client.meta.PrependReactor("list", "nodes", func(a k8stesting.Action) (bool, apiruntime.Object, error) {
-		note(a, a.(k8stesting.ListActionImpl).ListOptions)
-		return false, nil, nil
-	})
-	client.meta.PrependWatchReactor("nodes", func(a k8stesting.Action) (bool, watch.Interface, error) {
-		note(a, a.(k8stesting.WatchActionImpl).ListOptions)
-		return false, nil, nil
-	})
+	for _, f := range []*k8stesting.Fake{&client.Fake, &client.meta.Fake} {
+		f.PrependReactor("list", "nodes", func(a k8stesting.Action) (bool, apiruntime.Object, error) {
+			note(a, a.(k8stesting.ListActionImpl).ListOptions)
+			return false, nil, nil
+		})
+		f.PrependWatchReactor("nodes", func(a k8stesting.Action) (bool, watch.Interface, error) {
+			note(a, a.(k8stesting.WatchActionImpl).ListOptions)
+			return false, nil, nil
+		})
+	}
 	o := testOptions()
 	o.IgnoreNodeWeights = true
 	s := New(o, discard(), nil)
 	run(t, func(ctx context.Context) error { return client.run(ctx, s) })
 	v := view{}
 	v.await(t, s, "web 10.96.0.1:80/TCP -> 1! 2!")
-	ready()
-	if err := client.meta.Tracker().Create(nodeResource, node, ""); err != nil {
+	ready(Nodes)
+	if _, err := client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	v.await(t, s, "web 10.96.0.1:80/TCP -> 1!")
@@ -223,7 +225,7 @@ func TestNothingOfMetadataStaysButWhatIsRead(t *testing.T) {
 		sink   cache.TransformingStore
 		object func() *metav1.PartialObjectMetadata
 	}{
-		{newNodeSink(s), func() *metav1.PartialObjectMetadata { return testNode(thisZone) }},
+		{newNodeSink(s), func() *metav1.PartialObjectMetadata { return heavyNode("9") }},
 		{newPodSink(s), func() *metav1.PartialObjectMetadata { return testPod("pod-1", "7") }},
 	} {
 		tmp := cache.NewStore(cache.DeletionHandlingMetaNamespaceKeyFunc, cache.WithTransformer(source.sink.Transformer()))
@@ -242,8 +244,8 @@ func TestNothingOfMetadataStaysButWhatIsRead(t *testing.T) {
 		check("stored")
 		runtime.KeepAlive(tmp)
 	}
-	if s.zone != thisZone || len(s.weights) != 1 {
-		t.Errorf("zone %q, %d weights; want %s, 1", s.zone, len(s.weights), thisZone)
+	if len(s.weights) != 2 {
+		t.Errorf("%d weights, want 2", len(s.weights))
 	}
 	runtime.KeepAlive(s)
 }

@@ -83,6 +83,7 @@ func (s *Store) putSlice(sl *slice) {
 		s.reindex(e, nil, sl)
 		e.slices = slices.Insert(e.slices, i, sl)
 		s.slices[sl.obj] = e
+		s.trigger(e, sl.triggered)
 		s.touch(e)
 		return
 	}
@@ -91,11 +92,22 @@ func (s *Store) putSlice(sl *slice) {
 		sl.weight.keep(old.weight)
 	}
 	if old.equal(sl) {
+		old.triggered = sl.triggered // of nothing that matters: a later change is another one's
 		return
 	}
 	s.reindex(e, old, sl)
 	e.slices[i] = sl
+	if sl.triggered != old.triggered {
+		s.trigger(e, sl.triggered)
+	}
 	s.touch(e)
+}
+
+// trigger notes when a change of e came about, unless that was before this process.
+func (s *Store) trigger(e *entry, at int64) {
+	if at >= s.started && (e.triggered == 0 || at < e.triggered) {
+		e.triggered = at
+	}
 }
 
 // orphaned returns the problems of a slice that belongs to no Service; those of
@@ -122,19 +134,6 @@ func (s *Store) dropSlice(obj lb.Object) {
 		return true
 	})
 	s.touch(e)
-}
-
-// putNode takes over the weight of a Node, and the zone of the own one. Everything
-// is resolved again when that changed.
-func (s *Store) putNode(n *node) {
-	s.putWeighed(n.weighed)
-	if n.name != s.opts.NodeName || n.zone == s.zone {
-		return
-	}
-	s.zone = n.zone
-	for _, e := range s.entries {
-		s.touch(e)
-	}
 }
 
 // replaceServices makes list the Services that exist.
@@ -168,18 +167,4 @@ func (s *Store) replaceSlices(list []*slice) {
 			s.setProblems(o, nil)
 		}
 	}
-}
-
-// replaceNodes makes list the Nodes that exist.
-func (s *Store) replaceNodes(list []*node) {
-	own := newNode(s.opts.NodeName)
-	all := make([]*weighed, 0, len(list))
-	for _, n := range list {
-		if n.name == own.name {
-			own = n
-		}
-		all = append(all, n.weighed)
-	}
-	s.replaceWeighed(KindNode, all)
-	s.putNode(own)
 }

@@ -19,6 +19,10 @@ import (
 // component is the source of our Events.
 const component = "lbproxy"
 
+// maxMessage is how many bytes of a message an Event has. Events of other API groups
+// may not have more.
+const maxMessage = 1024
+
 // eventQueue is how many Events may wait; more are dropped and logged.
 const eventQueue = 1000
 
@@ -32,6 +36,7 @@ type EventReporter struct {
 }
 
 type event struct {
+	kind                 string // KindService or KindNode
 	obj                  lb.Object
 	typ, reason, message string
 }
@@ -44,10 +49,20 @@ func NewEventReporter(client kubernetes.Interface, nodeName string, log *slog.Lo
 
 // ServiceEvent queues an Event on a Service. It never blocks.
 func (r *EventReporter) ServiceEvent(obj lb.Object, eventtype, reason, message string) {
+	r.add(event{KindService, obj, eventtype, reason, message})
+}
+
+// NodeEvent queues an Event on the own Node. It never blocks.
+func (r *EventReporter) NodeEvent(eventtype, reason, message string) {
+	r.add(event{KindNode, lb.Object{Name: r.node}, eventtype, reason, message})
+}
+
+func (r *EventReporter) add(e event) {
+	e.message = lb.Shorten(e.message, maxMessage)
 	select {
-	case r.queue <- event{obj, eventtype, reason, message}:
+	case r.queue <- e:
 	default:
-		r.log.Warn("event dropped: too many are waiting", "service", obj, "reason", reason, "message", message)
+		r.log.Warn("event dropped: too many are waiting", "kind", e.kind, "object", e.obj, "reason", e.reason, "message", e.message)
 	}
 }
 
@@ -63,13 +78,19 @@ func (r *EventReporter) Run(ctx context.Context, uid func(lb.Object) string) err
 		case <-ctx.Done():
 			return nil
 		case e := <-r.queue:
-			rec.Event(&v1.ObjectReference{
-				Kind:       KindService,
-				APIVersion: "v1",
-				Namespace:  e.obj.Namespace,
-				Name:       e.obj.Name,
-				UID:        types.UID(uid(e.obj)),
-			}, e.typ, e.reason, e.message)
+			rec.Event(e.reference(uid), e.typ, e.reason, e.message)
 		}
 	}
+}
+
+// reference returns the object that e is about. A Node is its own UID in Events, as
+// the kubelet and kube-proxy have it.
+func (e event) reference(uid func(lb.Object) string) *v1.ObjectReference {
+	ref := &v1.ObjectReference{Kind: e.kind, APIVersion: "v1", Namespace: e.obj.Namespace, Name: e.obj.Name}
+	if e.kind == KindNode {
+		ref.UID = types.UID(e.obj.Name)
+	} else {
+		ref.UID = types.UID(uid(e.obj))
+	}
+	return ref
 }

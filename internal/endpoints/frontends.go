@@ -69,6 +69,7 @@ func (s *spec) frontends(pt *port, f lb.Family, o *Options) []lb.Frontend {
 			Type:        typ,
 		}
 		fe.Inside, fe.Outside, fe.Masquerade = s.policy(typ, o)
+		fe.Ranged = typ == lb.LoadBalancer && s.ranged[index(f)]
 		fes = append(fes, fe)
 	}
 	if addr := s.clusterIP[index(f)]; addr.IsValid() {
@@ -90,8 +91,7 @@ func (s *spec) frontends(pt *port, f lb.Family, o *Options) []lb.Frontend {
 func (s *spec) policy(typ lb.FrontendType, o *Options) (inside, outside lb.Scope, m lb.Masquerade) {
 	switch {
 	case typ == lb.ClusterIP:
-		m = lb.MasqueradeOffCluster
-		if o.MasqueradeAll {
+		if m = lb.MasqueradeOffCluster; o.MasqueradeAll {
 			m = lb.MasqueradeAlways
 		}
 		if s.internalLocal {

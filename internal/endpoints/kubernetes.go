@@ -42,16 +42,20 @@ var (
 )
 
 // RunKubernetes keeps s equal to what the API server has until ctx is done: the
-// Services that are for us, their EndpointSlices, the metadata of Nodes (of the own
-// one alone if weights of Nodes are ignored), and that of Pods with a weight. Listing, watching, their backoff and the log of their errors,
-// by klog, are client-go's; s itself is the only cache.
+// Services that are for us, their EndpointSlices, the own Node, the metadata of all
+// Nodes unless their weights are ignored, and that of Pods with a weight. Listing,
+// watching, their backoff and the log of their errors, by klog, are client-go's; s
+// itself is the only cache.
 func RunKubernetes(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, s *Store) error {
 	partial := &metav1.PartialObjectMetadata{}
 	reflectors := []*cache.Reflector{
 		reflector(client, serviceWatch(client), newServiceSink(s), Services, &v1.Service{}),
 		reflector(client, sliceWatch(client), newSliceSink(s), EndpointSlices, &discovery.EndpointSlice{}),
-		reflector(meta, nodeWatch(meta, &s.opts), newNodeSink(s), Nodes, partial),
+		reflector(client, ownNodeWatch(client, s.opts.NodeName), newOwnNodeSink(s), OwnNode, &v1.Node{}),
 		reflector(meta, optional(podWatch(meta), s), newPodSink(s), Pods, partial),
+	}
+	if !s.opts.IgnoreNodeWeights {
+		reflectors = append(reflectors, reflector(meta, nodeWatch(meta), newNodeSink(s), Nodes, partial))
 	}
 	var wg sync.WaitGroup
 	for _, r := range reflectors {
@@ -145,14 +149,14 @@ func sliceWatch(c kubernetes.Interface) *cache.ListWatch {
 	return listWatch(c.DiscoveryV1().EndpointSlices(metav1.NamespaceAll), sliceLabels, "")
 }
 
-// nodeWatch sees all Nodes if their weights count, and the own one for its zone if
-// not: annotations cannot be selected.
-func nodeWatch(c metadata.Interface, o *Options) *cache.ListWatch {
-	only := ""
-	if o.IgnoreNodeWeights {
-		only = fields.OneTermEqualSelector(metav1.ObjectNameField, o.NodeName).String()
-	}
-	return listWatch(c.Resource(nodeResource), "", only)
+// ownNodeWatch sees the Node of the given name, with all it has.
+func ownNodeWatch(c kubernetes.Interface, name string) *cache.ListWatch {
+	return listWatch(c.CoreV1().Nodes(), "", fields.OneTermEqualSelector(metav1.ObjectNameField, name).String())
+}
+
+// nodeWatch sees all Nodes for their weights: annotations cannot be selected.
+func nodeWatch(c metadata.Interface) *cache.ListWatch {
+	return listWatch(c.Resource(nodeResource), "", "")
 }
 
 // podWatch sees Pods with a weight only: another one costs nothing.
@@ -187,11 +191,13 @@ func (s *Store) parse(src Source, in any) (*compact, error) {
 		return &compact{noMeta, obj.Namespace, obj.Name, parseService(obj, &s.opts)}, nil
 	case *discovery.EndpointSlice:
 		return &compact{noMeta, obj.Namespace, obj.Name, parseSlice(obj, &s.opts)}, nil
+	case *v1.Node:
+		return &compact{noMeta, "", obj.Name, parseNode(obj, &s.opts)}, nil
 	case *metav1.PartialObjectMetadata:
 		if src == Pods {
 			return &compact{noMeta, obj.Namespace, obj.Name, parsePod(&obj.ObjectMeta)}, nil
 		}
-		return &compact{noMeta, "", obj.Name, parseNode(&obj.ObjectMeta, &s.opts)}, nil
+		return &compact{noMeta, "", obj.Name, weighNode(&obj.ObjectMeta, &s.opts)}, nil
 	}
 	return nil, fmt.Errorf("unexpected type %T", in)
 }
@@ -218,9 +224,14 @@ func newSliceSink(s *Store) *sink[*slice] {
 	return &sink[*slice]{s, EndpointSlices, s.putSlice, drop, s.replaceSlices}
 }
 
-func newNodeSink(s *Store) *sink[*node] {
-	drop := func(n *node) { s.putNode(newNode(n.name)) }
-	return &sink[*node]{s, Nodes, s.putNode, drop, s.replaceNodes}
+func newOwnNodeSink(s *Store) *sink[*node] {
+	drop := func(n *node) { s.putOwnNode(newNode(n.name)) }
+	return &sink[*node]{s, OwnNode, s.putOwnNode, drop, s.replaceOwnNode}
+}
+
+func newNodeSink(s *Store) *sink[*weighed] {
+	drop := func(w *weighed) { s.putWeighed(newNode(w.obj.Name).weighed) }
+	return &sink[*weighed]{s, Nodes, s.putWeighed, drop, s.replaceNodeWeights}
 }
 
 func newPodSink(s *Store) *sink[*weighed] {

@@ -33,6 +33,18 @@ func testNode(zone string) *metav1.PartialObjectMetadata {
 	}
 }
 
+// heavyNode is this node, with a weight.
+func heavyNode(weight string) *metav1.PartialObjectMetadata {
+	n := testNode("")
+	n.Annotations = map[string]string{keyWeight: weight}
+	return n
+}
+
+// ownNode is this node in zone.
+func ownNode(zone string) *v1.Node { return asNode(&testNode(zone).ObjectMeta) }
+
+func asNode(meta *metav1.ObjectMeta) *v1.Node { return &v1.Node{ObjectMeta: *meta} }
+
 func testPod(name, weight string) *metav1.PartialObjectMetadata {
 	return &metav1.PartialObjectMetadata{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
@@ -69,7 +81,7 @@ func (c clients) run(ctx context.Context, s *Store) error {
 
 // watched returns clients whose watches are announced on the channel: the fake
 // client does not replay what happened between list and watch.
-func watched(t *testing.T, objects ...runtime.Object) (clients, func()) {
+func watched(t *testing.T, objects ...runtime.Object) (clients, func(except ...Source)) {
 	t.Helper()
 	c := newClients(t, objects...)
 	started := make(chan string, 100)
@@ -83,9 +95,9 @@ func watched(t *testing.T, objects ...runtime.Object) (clients, func()) {
 		started <- a.GetResource().Resource
 		return true, w, err
 	})
-	return c, func() {
+	return c, func(except ...Source) {
 		t.Helper()
-		for range KubernetesSources {
+		for range len(KubernetesSources) - len(except) {
 			select {
 			case <-started:
 			case <-time.After(20 * time.Second):
@@ -97,7 +109,7 @@ func watched(t *testing.T, objects ...runtime.Object) (clients, func()) {
 
 func TestKubernetesSourceFollowsTheAPIServer(t *testing.T) {
 	ctx := t.Context()
-	client, ready := watched(t, testNode("zone-b"), testService("web"), testSlice("web", "web-1", "10.0.0.1 zone=zone-a", "10.0.0.2 zone=zone-b"),
+	client, ready := watched(t, ownNode("zone-b"), testService("web"), testSlice("web", "web-1", "10.0.0.1 zone=zone-a", "10.0.0.2 zone=zone-b"),
 		testService("headless", clusterIP(v1.ClusterIPNone)))
 	s := New(testOptions(), discard(), nil)
 	run(t, func(ctx context.Context) error { return client.run(ctx, s) })
@@ -111,7 +123,7 @@ func TestKubernetesSourceFollowsTheAPIServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(nil, client.meta.Tracker().Update(nodeResource, testNode("zone-a"), ""))
+	must(client.CoreV1().Nodes().Update(ctx, ownNode("zone-a"), metav1.UpdateOptions{}))
 	v.await(t, s, "web 10.96.0.1:80/TCP -> 1!")
 	must(client.DiscoveryV1().EndpointSlices("default").Create(ctx, testSlice("web", "web-2", "10.0.0.3 zone=zone-a"), metav1.CreateOptions{}))
 	v.await(t, s, "web 10.96.0.1:80/TCP -> 1! 3!")
@@ -122,7 +134,7 @@ func TestKubernetesSourceFollowsTheAPIServer(t *testing.T) {
 	must(nil, client.DiscoveryV1().EndpointSlices("default").Delete(ctx, "web-1", metav1.DeleteOptions{}))
 	must(nil, client.CoreV1().Services("default").Delete(ctx, "b", metav1.DeleteOptions{}))
 	v.await(t, s, "web 10.96.0.1:80/TCP -> 4!")
-	must(nil, client.meta.Tracker().Delete(nodeResource, "", thisNode))
+	must(nil, client.CoreV1().Nodes().Delete(ctx, thisNode, metav1.DeleteOptions{}))
 	must(nil, client.CoreV1().Services("default").Delete(ctx, "web", metav1.DeleteOptions{}))
 	v.await(t, s)
 }
@@ -251,19 +263,21 @@ func TestForbiddenPodsCostOnlyTheirWeights(t *testing.T) {
 func TestSelectorsOfListsAndWatches(t *testing.T) {
 	client := newClients(t)
 	got := map[string]string{}
-	for _, f := range []*k8stesting.Fake{&client.Fake, &client.meta.Fake} {
+	for name, f := range map[string]*k8stesting.Fake{"": &client.Fake, " metadata": &client.meta.Fake} {
 		f.PrependReactor("list", "*", func(a k8stesting.Action) (bool, runtime.Object, error) {
 			o := a.(k8stesting.ListActionImpl).ListOptions
-			got["list "+a.GetResource().Resource] = o.LabelSelector + " & " + o.FieldSelector
+			got["list "+a.GetResource().Resource+name] = o.LabelSelector + " & " + o.FieldSelector
 			return false, nil, nil
 		})
 		f.PrependWatchReactor("*", func(a k8stesting.Action) (bool, watch.Interface, error) {
 			o := a.(k8stesting.WatchActionImpl).ListOptions
-			got["watch "+a.GetResource().Resource] = o.LabelSelector + " & " + o.FieldSelector
+			got["watch "+a.GetResource().Resource+name] = o.LabelSelector + " & " + o.FieldSelector
 			return false, nil, nil
 		})
 	}
-	for _, lw := range []*cache.ListWatch{serviceWatch(client), sliceWatch(client), nodeWatch(client.meta, &Options{NodeName: thisNode}), podWatch(client.meta)} {
+	for _, lw := range []*cache.ListWatch{
+		serviceWatch(client), sliceWatch(client), ownNodeWatch(client, thisNode), nodeWatch(client.meta), podWatch(client.meta),
+	} {
 		if _, err := lw.ListWithContext(t.Context(), metav1.ListOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -276,8 +290,9 @@ func TestSelectorsOfListsAndWatches(t *testing.T) {
 	for resource, want := range map[string]string{
 		"services":       "!service.kubernetes.io/service-proxy-name & spec.clusterIP!=None",
 		"endpointslices": "!service.kubernetes.io/headless & ",
-		"nodes":          " & ",
-		"pods":           "lbproxy.io/weight & ",
+		"nodes":          " & metadata.name=" + thisNode,
+		"nodes metadata": " & ",
+		"pods metadata":  "lbproxy.io/weight & ",
 	} {
 		for _, verb := range []string{"list ", "watch "} {
 			if got[verb+resource] != want {
@@ -289,7 +304,7 @@ func TestSelectorsOfListsAndWatches(t *testing.T) {
 
 func TestRelistForgetsWhatIsGone(t *testing.T) {
 	s := New(testOptions(), discard(), nil)
-	services, sls, nodes, pods := newServiceSink(s), newSliceSink(s), newNodeSink(s), newPodSink(s)
+	services, sls, own, nodes, pods := newServiceSink(s), newSliceSink(s), newOwnNodeSink(s), newNodeSink(s), newPodSink(s)
 	replace := func(k cache.ReflectorStore, objects ...any) {
 		t.Helper()
 		if err := k.Replace(objects, "1"); err != nil {
@@ -299,19 +314,21 @@ func TestRelistForgetsWhatIsGone(t *testing.T) {
 	v := view{}
 	replace(services, testService("a"), testService("b", clusterIP("10.96.0.2")))
 	replace(sls, testSlice("a", "a-1", "10.0.0.1"), testSlice("a", "a-2", "10.0.0.2"))
-	replace(nodes, testNode("zone-a"))
+	replace(own, ownNode("zone-a"))
+	replace(nodes, heavyNode("9"))
 	replace(pods, testPod("a-1", "7"), testPod("a-2", "x"))
 	v.await(t, s, "a 10.96.0.1:80/TCP -> 1! 2!", "b 10.96.0.2:80/TCP -> reject")
 	replace(services, testService("a"))
 	replace(sls, testSlice("a", "a-2", "10.0.0.2"))
+	replace(own)
 	replace(nodes)
 	replace(pods)
 	v.await(t, s, "a 10.96.0.1:80/TCP -> 2!")
 	if len(s.weights) != 0 || len(s.Problems()) != 0 {
 		t.Errorf("weights %v, problems %v of Pods that are gone", s.weights, s.Problems())
 	}
-	if s.zone != "" {
-		t.Errorf("zone %q of a Node that is gone", s.zone)
+	if s.node.Known || s.node.Zone == "" {
+		t.Errorf("got %+v of a Node that is gone, want the last zone", s.node)
 	}
 }
 

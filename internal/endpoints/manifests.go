@@ -82,7 +82,7 @@ func (m *manifests) scan() error {
 	listed, err := os.ReadDir(m.dir)
 	if err != nil {
 		err = fmt.Errorf("%w: everything stays as it was", err)
-		m.report(m.dir, []Problem{{KindManifest, lb.Object{Name: m.dir}, "", ReasonUnreadable, err}})
+		m.report(m.dir, []Problem{{Kind: KindManifest, Object: lb.Object{Name: m.dir}, Reason: ReasonUnreadable, Err: err}})
 		return err
 	}
 	m.report(m.dir, nil)
@@ -240,7 +240,7 @@ func (m *manifests) problems(name string) []Problem {
 	for key := range f.objects {
 		if first := m.defined[key][0]; first != name {
 			err := fmt.Errorf("is defined by %s already: this one is ignored", first)
-			ps = append(ps, Problem{KindManifest, f.p.object, key.String(), ReasonDuplicateObject, err})
+			ps = append(ps, Problem{Kind: KindManifest, Object: f.p.object, Field: key.String(), Reason: ReasonDuplicateObject, Err: err})
 		}
 	}
 	slices.SortStableFunc(ps, compareProblems)

@@ -134,13 +134,13 @@ func TestManifestsSetDefaults(t *testing.T) {
 			"addressType: IPv4\nports: [{port: 8080}]\nendpoints: [{addresses: [10.0.0.1], nodeName: node-a, hints: {forZones: [{name: z}]}}, {addresses: [10.0.0.2]}]\n",
 		"apiVersion: v1\nkind: Node\nmetadata: {name: node-a, labels: {topology.kubernetes.io/zone: z}}\n"))
 	f.check("defaults", []string{"a 10.96.0.1:80/TCP -> 1! 2", "a [fd00::1]:80/TCP -> reject"}, nil)
-	if f.s.zone != "z" {
-		t.Errorf("got zone %q, want z", f.s.zone)
+	if f.s.node.Zone != "z" {
+		t.Errorf("got zone %q, want z", f.s.node.Zone)
 	}
 	f.remove("a.yaml")
 	f.check("deleted", nil, nil)
-	if f.s.zone != "" {
-		t.Errorf("got zone %q of a deleted Node", f.s.zone)
+	if f.s.node.Known || f.s.node.Zone != "z" {
+		t.Errorf("got %+v of a deleted Node, want the last zone", f.s.node)
 	}
 }
 

@@ -38,17 +38,18 @@ type service struct {
 	obj      lb.Object
 	uid      string
 	created  int64 // seconds since 1970; 0 when unknown, which counts as oldest
-	balance  lb.Balance
-	given    asked  // the annotations that balance is from
-	bad      asked  // those that are invalid: what worked before is kept
-	units    []unit // sorted by name; none when the Service is not to be served
+	said     said
+	given    asked   // the annotations that said is from
+	bad      asked   // those that are invalid: what worked before is kept
+	units    []unit  // sorted by name; none when the Service is not to be served
+	extras   *extras // nil: none
 	problems []Problem
 	effects  []Problem // of annotations without effect, see settle
 }
 
 // equal tells whether s and t resolve alike.
 func (s *service) equal(t *service) bool {
-	return s.obj == t.obj && s.uid == t.uid && s.created == t.created && s.balance == t.balance &&
+	return s.obj == t.obj && s.uid == t.uid && s.created == t.created && s.said == t.said && s.extras.equal(t.extras) &&
 		slices.EqualFunc(s.units, t.units, unit.equal) && slices.EqualFunc(s.problems, t.problems, Problem.same) &&
 		slices.EqualFunc(s.effects, t.effects, Problem.same)
 }
@@ -68,6 +69,8 @@ type spec struct {
 	ports     []port
 
 	internalLocal, externalLocal bool
+
+	extras
 }
 
 // vip is an external IP or a load balancer's IP.
@@ -93,8 +96,9 @@ func parseService(in *v1.Service, o *Options) *service {
 	}
 	p := &problems{kind: KindService, object: obj}
 	if !skip(in, p) {
-		svc.balance, svc.given, svc.bad = parseBalance(in.Annotations, o, p)
-		svc.units = units(obj, parseSpec(in, o, p), o, p)
+		svc.said, svc.given, svc.bad = parseAnnotations(in.Annotations, o, p)
+		sp := parseSpec(in, o, p)
+		svc.units, svc.extras = units(obj, sp, o, p), sp.orNil()
 	}
 	svc.problems = p.list()
 	return svc
@@ -118,9 +122,12 @@ func skip(in *v1.Service, p *problems) bool {
 func parseSpec(in *v1.Service, o *Options, p *problems) *spec {
 	sp := &spec{}
 	sp.parsePolicies(&in.Spec, p)
+	sp.parseAffinity(&in.Spec, p)
 	sp.parseClusterIPs(&in.Spec, p)
+	sp.parseRanges(&in.Spec, p)
 	sp.parseExternal(in, o, p)
-	sp.parsePorts(&in.Spec, p)
+	sp.parsePorts(&in.Spec, o, p)
+	sp.parseHealthCheck(&in.Spec, p)
 	return sp
 }
 
@@ -135,10 +142,6 @@ func (s *spec) parsePolicies(in *v1.ServiceSpec, p *problems) {
 	s.externalLocal = etp == v1.ServiceExternalTrafficPolicyLocal
 	if !s.externalLocal && etp != v1.ServiceExternalTrafficPolicyCluster && etp != "" {
 		p.add("spec.externalTrafficPolicy", ReasonUnknownPolicy, fmt.Errorf("%q is taken as Cluster", etp))
-	}
-	if in.SessionAffinity == v1.ServiceAffinityClientIP {
-		p.add("spec.sessionAffinity", ReasonUnsupportedSticky,
-			errors.New("ClientIP is not supported: connections of one client may go to different endpoints"))
 	}
 }
 
@@ -185,31 +188,22 @@ func familyIndex(f v1.IPFamily) int {
 	return 1
 }
 
-// parseExternal takes the external IPs and the load balancer's IPs. A family
-// whose load balancer has source ranges loses those IPs, also where they are
-// external IPs: serving them to everybody would open what should be closed.
+// parseExternal takes the load balancer's IPs and the external IPs. One that is both
+// is the load balancer's, whose source ranges would else be open to everybody.
 func (s *spec) parseExternal(in *v1.Service, o *Options, p *problems) {
-	var closed [len(families)]bool
-	if len(in.Spec.LoadBalancerSourceRanges) > 0 {
-		closed = restricted(in.Spec.LoadBalancerSourceRanges, s.served)
-	}
-	if closed != [len(families)]bool{} {
-		p.add("spec.loadBalancerSourceRanges", ReasonUnsupportedRanges,
-			errors.New("source ranges are not supported: the load balancer's addresses are not served"))
-	}
-	shut := map[netip.Addr]bool{}
 	for i, ing := range in.Status.LoadBalancer.Ingress {
 		if ing.IP == "" || ing.IPMode != nil && *ing.IPMode != v1.LoadBalancerIPModeVIP {
 			continue
 		}
-		addr, ok := s.parseExternalIP(fmt.Sprintf("status.loadBalancer.ingress[%d].ip", i), ing.IP, p)
-		switch {
-		case !ok:
-		case closed[index(lb.FamilyOf(addr))]:
-			shut[addr] = true
-		default:
+		if addr, ok := s.parseExternalIP(fmt.Sprintf("status.loadBalancer.ingress[%d].ip", i), ing.IP, p); ok {
 			s.external = append(s.external, vip{addr, lb.LoadBalancer})
+			if f := index(lb.FamilyOf(addr)); s.ranged[f] {
+				s.own[f] = append(s.own[f], netip.PrefixFrom(addr, addr.BitLen()))
+			}
 		}
+	}
+	for i := range s.own {
+		s.own[i] = sortPrefixes(s.own[i])
 	}
 	if o.DenyExternalIPs && len(in.Spec.ExternalIPs) > 0 {
 		p.add("spec.externalIPs", ReasonExternalIPsDenied, errors.New("external IPs are switched off: they are not served"))
@@ -219,8 +213,7 @@ func (s *spec) parseExternal(in *v1.Service, o *Options, p *problems) {
 		if strings.TrimSpace(text) == "" {
 			continue
 		}
-		addr, ok := s.parseExternalIP(fmt.Sprintf("spec.externalIPs[%d]", i), text, p)
-		if ok && !shut[addr] {
+		if addr, ok := s.parseExternalIP(fmt.Sprintf("spec.externalIPs[%d]", i), text, p); ok {
 			s.external = append(s.external, vip{addr, lb.ExternalIP})
 		}
 	}
@@ -239,19 +232,7 @@ func (s *spec) parseExternalIP(field, text string, p *problems) (netip.Addr, boo
 	return addr, true
 }
 
-// restricted tells which of the served families ranges do not open to everybody.
-func restricted(ranges []string, served [len(families)]bool) [len(families)]bool {
-	closed := served
-	for _, r := range ranges {
-		prefix, err := netip.ParsePrefix(strings.TrimSpace(r))
-		if err == nil && prefix.Bits() == 0 {
-			closed[index(lb.FamilyOf(prefix.Addr()))] = false
-		}
-	}
-	return closed
-}
-
-func (s *spec) parsePorts(in *v1.ServiceSpec, p *problems) {
+func (s *spec) parsePorts(in *v1.ServiceSpec, o *Options, p *problems) {
 	type key struct {
 		name  string
 		proto lb.Proto
@@ -265,7 +246,7 @@ func (s *spec) parsePorts(in *v1.ServiceSpec, p *problems) {
 		case err != nil:
 			p.add(field+".protocol", ReasonUnsupportedProto, err)
 			continue
-		case proto == lb.SCTP:
+		case proto == lb.SCTP && !o.SCTP:
 			p.add(field+".protocol", ReasonUnsupportedProto, errors.New("SCTP is not served by the eBPF dataplane"))
 			continue
 		case !validPort(sp.Port):
@@ -279,6 +260,9 @@ func (s *spec) parsePorts(in *v1.ServiceSpec, p *problems) {
 			continue
 		}
 		seen[key{sp.Name, proto}] = true
+		if proto == lb.SCTP {
+			p.addQuiet(field+".protocol", ReasonSCTPFromNode, errors.New("SCTP is not served to processes in the node's own network namespace"))
+		}
 		nodePort := sp.NodePort
 		switch {
 		case nodePort != 0 && !validPort(nodePort):
@@ -311,7 +295,7 @@ func parseIP(text string) (netip.Addr, error) {
 		addr, err = netip.ParseAddr(trimZeros(text))
 	}
 	if err != nil || addr.Zone() != "" {
-		return netip.Addr{}, fmt.Errorf("%q is not an IP address", text)
+		return netip.Addr{}, fmt.Errorf("%s is not an IP address", lb.Quote(text))
 	}
 	return addr.Unmap(), nil
 }

@@ -9,11 +9,11 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 	"unique"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
@@ -28,11 +28,16 @@ type slice struct {
 	family    lb.Family // 0 when the address type is not an IP family
 	weight    *weight   // nil: it says nothing
 	ports     []slicePort
-	endpoints []endpoint
+	endpoints []endpoint // sorted by address
 	problems  []Problem
+
+	// triggered is when what it says of endpoints came about, by the clock of the
+	// controller that wrote it, in nanoseconds since 1970; 0: not known. Source: the
+	// annotation endpoints.kubernetes.io/last-change-trigger-time.
+	triggered int64
 }
 
-// equal tells whether s and t are one slice that says the same.
+// equal tells whether s and t are one slice that says the same of endpoints.
 func (s *slice) equal(t *slice) bool {
 	return s.obj == t.obj && s.uid == t.uid && s.service == t.service && s.family == t.family && s.weight.equal(t.weight) &&
 		slices.Equal(s.ports, t.ports) && slices.Equal(s.endpoints, t.endpoints) &&
@@ -64,6 +69,8 @@ const (
 	local         // runs on this node
 	hasNodeHints  // has hints for nodes
 	hintsThisNode // and this node is one of them
+
+	never flags = 1 << 7 // no endpoint has it
 )
 
 func (f flags) has(all flags) bool { return f&all == all }
@@ -79,8 +86,11 @@ type zoneSet struct {
 const zoneSeparator = "\x00"
 
 func makeZoneSet(hints []discovery.ForZone) zoneSet {
-	if len(hints) == 0 {
+	switch len(hints) {
+	case 0:
 		return zoneSet{}
+	case 1:
+		return zoneSet{unique.Make(hints[0].Name)}
 	}
 	names := make([]string, len(hints))
 	for i, h := range hints {
@@ -96,7 +106,11 @@ func (z zoneSet) has(zone string) bool {
 	if z.empty() {
 		return false
 	}
-	for name := range strings.SplitSeq(z.joined.Value(), zoneSeparator) {
+	joined := z.joined.Value()
+	if len(joined) <= len(zone) { // it is one name, or too short
+		return joined == zone
+	}
+	for name := range strings.SplitSeq(joined, zoneSeparator) {
 		if name == zone {
 			return true
 		}
@@ -136,6 +150,7 @@ func parseSlice(in *discovery.EndpointSlice, o *Options) *slice {
 	if s.family != 0 {
 		s.parsePorts(in, p)
 		s.parseEndpoints(in, o, p)
+		s.triggered = parseTrigger(in.Annotations)
 	}
 	s.problems = p.list()
 	return s
@@ -192,6 +207,21 @@ func (s *slice) parseEndpoints(in *discovery.EndpointSlice, o *Options, p *probl
 		}
 		s.endpoints = append(s.endpoints, out)
 	}
+	sortEndpoints(s.endpoints)
+}
+
+// parseTrigger returns slice.triggered. What is no time is as none: it is of the
+// control plane's making, and only a metric suffers.
+func parseTrigger(as map[string]string) int64 {
+	text, ok := as[v1.EndpointsLastChangeTriggerTime]
+	if !ok {
+		return 0
+	}
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return 0
+	}
+	return t.UnixNano()
 }
 
 func conditions(ep *discovery.Endpoint, node string) flags {
@@ -223,14 +253,4 @@ func parseEndpointIP(text string) (netip.Addr, error) {
 		err = fmt.Errorf("%s cannot be the address of an endpoint", addr)
 	}
 	return addr, err
-}
-
-// parseNode returns the zone and the weight of in.
-func parseNode(in *metav1.ObjectMeta, o *Options) *node {
-	n := newNode(in.Name)
-	n.zone, n.weighed.uid = in.Labels[v1.LabelTopologyZone], in.UID
-	if !o.IgnoreNodeWeights {
-		n.weighed.weight = readWeight(in.Annotations)
-	}
-	return n
 }

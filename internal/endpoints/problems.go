@@ -28,9 +28,11 @@ const (
 	ReasonExternalIPsDenied  = "ExternalIPsDenied"
 	ReasonFamilyMismatch     = "FamilyMismatch"
 	ReasonInvalidAddress     = "InvalidAddress"
+	ReasonInvalidAffinity    = "InvalidSessionAffinity"
 	ReasonInvalidAlgorithm   = "InvalidAlgorithm"
 	ReasonInvalidAnnotation  = "InvalidAnnotation"
 	ReasonInvalidPort        = "InvalidPort"
+	ReasonInvalidRange       = "InvalidSourceRange"
 	ReasonInvalidWeight      = "InvalidWeight"
 	ReasonMalformed          = "MalformedManifest"
 	ReasonNoClusterIP        = "NoClusterIP"
@@ -38,6 +40,7 @@ const (
 	ReasonNoService          = "NoService"
 	ReasonNotListed          = "NotListed"
 	ReasonNoWeight           = "NoWeight"
+	ReasonSCTPFromNode       = "SCTPFromNode"
 	ReasonTooMany            = "TooManyProblems"
 	ReasonUnknownAnnotation  = "UnknownAnnotation"
 	ReasonUnknownField       = "UnknownField"
@@ -45,8 +48,6 @@ const (
 	ReasonUnreadable         = "UnreadableManifest"
 	ReasonUnsupportedAddress = "UnsupportedAddressType"
 	ReasonUnsupportedProto   = "UnsupportedProtocol"
-	ReasonUnsupportedRanges  = "UnsupportedSourceRanges"
-	ReasonUnsupportedSticky  = "UnsupportedSessionAffinity"
 )
 
 // Problem is something an object asks for that is not served, and why.
@@ -57,6 +58,10 @@ type Problem struct {
 	Field  string // the path of the field, or a document's number in a file
 	Reason string // one of the Reason constants
 	Err    error
+
+	// Quiet is whether Events would be too much: every node would write the same ones,
+	// or each node its own, of what is nobody's mistake.
+	Quiet bool
 }
 
 // Error returns kind, object, field and cause.
@@ -111,7 +116,20 @@ func (p *problems) add(field, reason string, err error) {
 		p.more = true
 		return
 	}
-	p.all = append(p.all, Problem{p.kind, p.object, p.prefix + field, reason, err})
+	p.all = append(p.all, p.problem(field, reason, err))
+}
+
+// addQuiet is add of a Problem that is no Event.
+func (p *problems) addQuiet(field, reason string, err error) {
+	n := len(p.all)
+	if p.add(field, reason, err); len(p.all) > n {
+		p.all[n].Quiet = true
+	}
+}
+
+// problem returns a Problem of the object.
+func (p *problems) problem(field, reason string, err error) Problem {
+	return Problem{Kind: p.kind, Object: p.object, Field: p.prefix + field, Reason: reason, Err: err}
 }
 
 // list returns what was collected.
@@ -121,7 +139,9 @@ func (p *problems) list() []Problem {
 	}
 	// Without the number: each would be another problem, and another Event.
 	rest := errors.New("and more problems")
-	return append(p.all, Problem{p.kind, p.object, strings.TrimSuffix(p.prefix, "."), ReasonTooMany, rest})
+	last := p.problem("", ReasonTooMany, rest)
+	last.Field = strings.TrimSuffix(p.prefix, ".")
+	return append(p.all, last)
 }
 
 // owner is what a set of Problems belongs to.

@@ -21,7 +21,9 @@ type Options struct {
 	NodeName        string             // decides which endpoints are local; empty: none is
 	Sources         []Source           // what must be listed before anything is published; nil: KubernetesSources
 	MasqueradeAll   bool               // masquerade all callers of cluster IPs
+	OnNode          func(lb.Node)      // told what the own Node says, at first and when that changes; may be nil, must not block
 	DenyExternalIPs bool               // do not serve spec.externalIPs
+	SCTP            bool               // the dataplane serves SCTP, except to processes of the node itself
 	CheckAlgorithm  func(string) error // tells whether an algorithm exists; nil: every one does
 
 	// DefaultAlgorithm is that of Services that name none; empty: not known. It only
@@ -29,17 +31,17 @@ type Options struct {
 	DefaultAlgorithm string
 
 	// IgnoreNodeWeights makes the weights of Nodes count for nothing. RunKubernetes
-	// watches only the own Node then.
+	// watches only the own Node then, and does not feed Nodes.
 	IgnoreNodeWeights bool
 }
 
 // Resolve returns one lb.Service for each port and family of svc on the node that
-// o names and that lies in zone, sorted by name, and what of svc is not served.
+// o names and n describes, sorted by name, and what of svc is not served.
 // Slices of other Services are ignored. Conflicts with other Services and weights
 // of Pods and Nodes are not looked at: they are the Store's. A pool that no
 // frontend uses is left empty.
 // Source: Kubernetes 1.37 pkg/proxy.
-func Resolve(svc *v1.Service, from []*discovery.EndpointSlice, zone string, o Options) ([]*lb.Service, []Problem) {
+func Resolve(svc *v1.Service, from []*discovery.EndpointSlice, n lb.Node, o Options) ([]*lb.Service, []Problem) {
 	parsed := parseService(svc, &o)
 	parsed.settle(nil, &o)
 	var own []*slice
@@ -50,30 +52,37 @@ func Resolve(svc *v1.Service, from []*discovery.EndpointSlice, zone string, o Op
 		}
 	}
 	slices.SortStableFunc(own, compareSlices)
-	return resolve(parsed, own, zone, nil, nil)
+	at := place{node: n}
+	return at.resolve(parsed, own)
 }
 
-// resolve is Resolve for what was parsed and settled: from are svc's slices,
-// sorted; ws are the weights of Pods and Nodes. lost, unless nil, names the problem
-// of a frontend that another Service has.
-func resolve(
-	svc *service, from []*slice, zone string, ws weights, lost func(lb.Frontend) *Problem,
-) ([]*lb.Service, []Problem) {
+// place is where a Service is resolved, and among what.
+type place struct {
+	node    lb.Node
+	weights weights                    // of Pods and Nodes
+	lost    func(lb.Frontend) *Problem // the problem of a frontend that another Service has; nil: none has
+	scratch []candidate                // memory that is used again
+	wide    *wide                      // what was gathered before; nil: it is not kept
+}
+
+// resolve is Resolve for what was parsed and settled: from are svc's slices, sorted.
+func (at *place) resolve(svc *service, from []*slice) ([]*lb.Service, []Problem) {
 	ps := append(slices.Clip(svc.problems), svc.effects...)
 	var out []*lb.Service
 	for _, u := range svc.units {
 		fes := u.frontends
-		if lost != nil {
+		if at.lost != nil {
 			var conflicts []Problem
-			fes, conflicts = keep(fes, lost)
+			fes, conflicts = keep(fes, at.lost)
 			ps = append(ps, conflicts...)
 		}
 		if len(fes) == 0 {
 			continue
 		}
 		u.frontends = fes
-		s := &lb.Service{Name: u.name, Balance: svc.balance, Frontends: fes}
-		s.Cluster, s.Local = pools(u, from, zone, ws)
+		s := &lb.Service{Name: u.name, Balance: svc.said.balance, Frontends: fes, Terms: svc.terms(&u, at.node.Addrs)}
+		chosen := at.choose(&u, from, s.Terms.Reset)
+		s.Cluster, s.Local, s.Terms.Draining = chosen.cluster, chosen.local, chosen.draining
 		ps = append(ps, weightless(s)...)
 		out = append(out, s)
 	}
@@ -82,7 +91,7 @@ func resolve(
 			ps = append(ps, s.problems...)
 		}
 		p := problems{kind: KindService, object: svc.obj}
-		ws.problems(from, &p)
+		at.weights.problems(from, &p)
 		ps = append(ps, p.list()...)
 	}
 	return out, ps
@@ -97,13 +106,13 @@ func weightless(s *lb.Service) (ps []Problem) {
 		if len(bs) == 0 || slices.ContainsFunc(bs, func(b lb.Backend) bool { return b.Weight > 0 }) {
 			continue
 		}
-		where := ""
-		if sc == lb.ScopeLocal {
+		where, here := "", sc == lb.ScopeLocal
+		if here {
 			where = " on this node"
 		}
 		ps = append(ps, Problem{
 			Kind: KindService, Object: s.Name.Object, Field: s.Name.String(), Reason: ReasonNoWeight,
-			Err: fmt.Errorf("all endpoints%s have weight 0: new connections find none", where),
+			Err: fmt.Errorf("all endpoints%s have weight 0: new connections find none", where), Quiet: here,
 		})
 	}
 	return ps
@@ -130,20 +139,17 @@ func keep(fes []lb.Frontend, lost func(lb.Frontend) *Problem) (kept []lb.Fronten
 	return kept, ps
 }
 
-// pools chooses the backends of u, for each scope that its frontends use. A local
-// pool that takes no connections drops them if another node would take them, as the
-// sender should soon go there, and refuses them if none would.
-func pools(u unit, from []*slice, zone string, ws weights) (cluster, local lb.Pool) {
-	cs := gather(u.name, from, ws)
-	useCluster, useLocal := u.uses()
-	if useCluster {
-		cluster.Backends = clusterPool(cs, zone)
+// choose chooses among the endpoints of u, for each scope that its frontends use.
+// Who drains matters for UDP, and where connections are reset.
+func (at *place) choose(u *unit, from []*slice, reset bool) selection {
+	var cs []candidate
+	if at.wide != nil {
+		cs, at.scratch = at.wide.gather(u.name, from, at.weights, at.scratch)
+	} else {
+		at.scratch = gather(u.name, from, at.weights, at.scratch)
+		cs = at.scratch
 	}
-	if useLocal {
-		local.Backends = localPool(cs)
-		if usableElsewhere(cs) {
-			local.Empty = lb.Drop
-		}
-	}
-	return cluster, local
+	w := wish{zone: at.node.Zone, draining: reset || u.name.Proto == lb.UDP}
+	w.cluster, w.local = u.uses()
+	return choose(cs, w)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -70,7 +69,7 @@ func TestPoolsFollowReadinessPolicyAndTopology(t *testing.T) {
 			for i := range in.Endpoints {
 				in.Endpoints[i].Addresses = append(in.Endpoints[i].Addresses, "10.9.9.9")
 			}
-			got, ps := Resolve(testService("web", tc.edit...), []*discovery.EndpointSlice{in}, thisZone, testOptions())
+			got, ps := Resolve(testService("web", tc.edit...), []*discovery.EndpointSlice{in}, lb.Node{Zone: thisZone}, testOptions())
 			if len(got) != 1 || len(ps) != 0 {
 				t.Fatalf("endpoints %q: got %d services, problems %v; want 1, none", tc.endpoints, len(got), ps)
 			}
@@ -84,8 +83,8 @@ func TestPoolsFollowReadinessPolicyAndTopology(t *testing.T) {
 func TestDuplicateAddressDoesNotDependOnSliceOrder(t *testing.T) {
 	a := testSlice("web", "web-a", "10.0.0.1 terminating", "10.0.0.2 remote")
 	b := testSlice("web", "web-b", "10.0.0.1 remote", "10.0.0.2")
-	ab, _ := Resolve(testService("web"), []*discovery.EndpointSlice{a, b}, "", testOptions())
-	ba, _ := Resolve(testService("web"), []*discovery.EndpointSlice{b, a}, "", testOptions())
+	ab, _ := Resolve(testService("web"), []*discovery.EndpointSlice{a, b}, lb.Node{}, testOptions())
+	ba, _ := Resolve(testService("web"), []*discovery.EndpointSlice{b, a}, lb.Node{}, testOptions())
 	if d := cmp.Diff(ab, ba, cmp.Comparer(equalServices)); d != "" {
 		t.Errorf("order of slices matters: %s", d)
 	}
@@ -95,10 +94,10 @@ func TestDuplicateAddressDoesNotDependOnSliceOrder(t *testing.T) {
 }
 
 func TestZoneNeedsALabel(t *testing.T) {
-	in := testSlice("web", "web-1", "10.0.0.1 zone=", "10.0.0.2 zone=zone-b")
-	got, _ := Resolve(testService("web"), []*discovery.EndpointSlice{in}, "", testOptions())
-	if s := show(got[0].Cluster); s != "1! 2!" {
-		t.Errorf("got %q, want both", s)
+	in := testSlice("web", "web-1", "10.0.0.1 zone=", "10.0.0.2 zone=zone-b", "10.0.0.3 zone=zone-b")
+	got, _ := Resolve(testService("web"), []*discovery.EndpointSlice{in}, lb.Node{}, testOptions())
+	if bs := got[0].Cluster.Backends; show(got[0].Cluster) != "1! 2! 3!" || cap(bs) != len(bs) {
+		t.Errorf("got %q, room for %d; want all", show(got[0].Cluster), cap(bs))
 	}
 }
 
@@ -106,7 +105,7 @@ func TestPublishNotReadyAddressesIsNothingSpecial(t *testing.T) {
 	svc := testService("web", func(s *v1.Service) { s.Spec.PublishNotReadyAddresses = true })
 	in := testSlice("web", "web-1", "10.0.0.1", "10.0.0.2 notready")
 	in.Endpoints[0].Conditions.Terminating = ptr(true) // the controller says ready all the same
-	got, _ := Resolve(svc, []*discovery.EndpointSlice{in}, "", testOptions())
+	got, _ := Resolve(svc, []*discovery.EndpointSlice{in}, lb.Node{}, testOptions())
 	if s := show(got[0].Cluster); s != "1!" {
 		t.Errorf("got %q, want 1!", s)
 	}
@@ -181,7 +180,7 @@ func TestFrontendsOfEveryTypeAndPolicy(t *testing.T) {
 			if tc.opts != nil {
 				tc.opts(&o)
 			}
-			got, ps := Resolve(testService("web", tc.edit...), nil, "", o)
+			got, ps := Resolve(testService("web", tc.edit...), nil, lb.Node{}, o)
 			if d := cmp.Diff(tc.want, showFrontends(got)); d != "" || len(ps) > 0 {
 				t.Errorf("problems %v; -want +got:\n%s", ps, d)
 			}
@@ -201,7 +200,7 @@ func TestServicesNobodyServes(t *testing.T) {
 		{"no cluster IP", func(s *v1.Service) { s.Spec.ClusterIP = "" }, []string{ReasonNoClusterIP}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, ps := Resolve(testService("web", tc.edit), []*discovery.EndpointSlice{testSlice("web", "a", "10.0.0.1")}, "", testOptions())
+			got, ps := Resolve(testService("web", tc.edit), []*discovery.EndpointSlice{testSlice("web", "a", "10.0.0.1")}, lb.Node{}, testOptions())
 			if len(got) != 0 || !slices.Equal(reasons(ps), tc.reasons) {
 				t.Errorf("got %d services, problems %v; want none, %v", len(got), ps, tc.reasons)
 			}
@@ -257,13 +256,13 @@ func TestMalformedFieldsCostOnlyThemselves(t *testing.T) {
 			`spec.internalTrafficPolicy: "Nearby" is taken as Cluster`, []string{cluster}},
 		{"external policy", spec(func(s *v1.ServiceSpec) { s.ExternalTrafficPolicy = "Nearby" }),
 			`spec.externalTrafficPolicy: "Nearby" is taken as Cluster`, []string{cluster}},
-		{"session affinity", spec(func(s *v1.ServiceSpec) { s.SessionAffinity = v1.ServiceAffinityClientIP }),
-			"spec.sessionAffinity: ClientIP is not supported: connections of one client may go to different endpoints", []string{cluster}},
+		{"session affinity", spec(func(s *v1.ServiceSpec) { s.SessionAffinity = "Cookie" }),
+			`spec.sessionAffinity: "Cookie" is taken as None`, []string{cluster}},
 		{"algorithm", func(s *v1.Service) { s.Annotations = map[string]string{annotationAlgorithm: "magic"} },
 			`metadata.annotations[lbproxy.io/algorithm]: unknown algorithm "magic"`, []string{cluster}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, ps := Resolve(testService("web", tc.edit), nil, "", testOptions())
+			got, ps := Resolve(testService("web", tc.edit), nil, lb.Node{}, testOptions())
 			if len(ps) != 1 || ps[0].Message() != tc.problem || ps[0].Error() != "Service default/web: "+tc.problem {
 				t.Errorf("got problems %v\nwant %q", ps, tc.problem)
 			}
@@ -274,43 +273,10 @@ func TestMalformedFieldsCostOnlyThemselves(t *testing.T) {
 	}
 }
 
-func TestSourceRangesFailClosed(t *testing.T) {
-	vips := []func(*v1.Service){dualStack, balancer("203.0.113.1", "2001:db8::1"), func(s *v1.Service) {
-		s.Spec.ExternalIPs = []string{"203.0.113.1", "203.0.113.9"}
-	}}
-	for _, tc := range []struct {
-		ranges  []string
-		want    string // the external addresses that are served
-		reasons []string
-	}{
-		{nil, "203.0.113.1 203.0.113.9 2001:db8::1", nil},
-		{[]string{"192.0.2.0/24"}, "203.0.113.9", []string{ReasonUnsupportedRanges}},
-		{[]string{"bogus"}, "203.0.113.9", []string{ReasonUnsupportedRanges}},
-		{[]string{" 0.0.0.0/0 "}, "203.0.113.1 203.0.113.9", []string{ReasonUnsupportedRanges}},
-		{[]string{"0.0.0.0/0", "192.0.2.0/24", "::/0"}, "203.0.113.1 203.0.113.9 2001:db8::1", nil},
-	} {
-		t.Run(strings.Join(tc.ranges, ","), func(t *testing.T) {
-			svc := testService("web", append(vips, func(s *v1.Service) { s.Spec.LoadBalancerSourceRanges = tc.ranges })...)
-			got, ps := Resolve(svc, nil, "", testOptions())
-			var served []string
-			for _, s := range got {
-				for _, f := range s.Frontends {
-					if f.Type != lb.ClusterIP {
-						served = append(served, f.Addr.Addr().String())
-					}
-				}
-			}
-			if s := strings.Join(served, " "); s != tc.want || !slices.Equal(reasons(ps), tc.reasons) {
-				t.Errorf("served %q, problems %v; want %q, %v", s, ps, tc.want, tc.reasons)
-			}
-		})
-	}
-}
-
 func TestExternalIPsCanBeDenied(t *testing.T) {
 	o := testOptions()
 	o.DenyExternalIPs = true
-	got, ps := Resolve(testService("web", func(s *v1.Service) { s.Spec.ExternalIPs = []string{"198.51.100.7"} }), nil, "", o)
+	got, ps := Resolve(testService("web", func(s *v1.Service) { s.Spec.ExternalIPs = []string{"198.51.100.7"} }), nil, lb.Node{}, o)
 	if len(showFrontends(got)) != 1 || !slices.Equal(reasons(ps), []string{ReasonExternalIPsDenied}) {
 		t.Errorf("got %v, problems %v", showFrontends(got), ps)
 	}
@@ -335,7 +301,7 @@ func TestSlicesMatchByPortNameProtocolAndFamily(t *testing.T) {
 	headless.Labels[labelHeadless] = ""
 	elsewhere := testSlice("web", "web-e", "10.0.0.97")
 	elsewhere.Namespace = "elsewhere"
-	got, ps := Resolve(svc, []*discovery.EndpointSlice{six, four, other, headless, elsewhere}, "", testOptions())
+	got, ps := Resolve(svc, []*discovery.EndpointSlice{six, four, other, headless, elsewhere}, lb.Node{}, testOptions())
 	var lines []string
 	for _, s := range got {
 		for _, b := range s.Cluster.Backends {
@@ -379,7 +345,7 @@ func TestMalformedSlices(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			in := testSlice("web", "web-1", "10.0.0.1", "10.0.0.2")
 			tc.edit(in)
-			got, ps := Resolve(testService("web"), []*discovery.EndpointSlice{in}, "", testOptions())
+			got, ps := Resolve(testService("web"), []*discovery.EndpointSlice{in}, lb.Node{}, testOptions())
 			if len(ps) != 1 || ps[0].Message() != "EndpointSlice web-1: "+tc.problem {
 				t.Errorf("got problems %v\nwant %q", ps, tc.problem)
 			}
@@ -395,7 +361,7 @@ func TestManyProblemsAreSummedUp(t *testing.T) {
 	for range 1000 {
 		in.Endpoints = append(in.Endpoints, discovery.Endpoint{})
 	}
-	_, ps := Resolve(testService("web"), []*discovery.EndpointSlice{in}, "", testOptions())
+	_, ps := Resolve(testService("web"), []*discovery.EndpointSlice{in}, lb.Node{}, testOptions())
 	if len(ps) != maxProblems+1 || ps[maxProblems].Reason != ReasonTooMany {
 		t.Errorf("got %d problems, the last %v; want %d and %s", len(ps), ps[len(ps)-1], maxProblems+1, ReasonTooMany)
 	}
@@ -404,7 +370,7 @@ func TestManyProblemsAreSummedUp(t *testing.T) {
 func TestNoNodeNameMeansNothingIsLocal(t *testing.T) {
 	in := testSlice("web", "web-1", "10.0.0.1")
 	in.Endpoints[0].NodeName = ptr("")
-	got, _ := Resolve(testService("web"), []*discovery.EndpointSlice{in}, "", Options{})
+	got, _ := Resolve(testService("web"), []*discovery.EndpointSlice{in}, lb.Node{}, Options{})
 	if s := show(got[0].Cluster); s != "1" {
 		t.Errorf("got %q, want 1, not local", s)
 	}
@@ -415,7 +381,7 @@ func TestResultIsSorted(t *testing.T) {
 		s.Spec.Ports = append(s.Spec.Ports, v1.ServicePort{Name: "a", Port: 1})
 	})
 	in := testSlice("web", "web-1", "10.0.0.9", "10.0.0.1", "9.0.0.1")
-	got, _ := Resolve(svc, []*discovery.EndpointSlice{in}, "", testOptions())
+	got, _ := Resolve(svc, []*discovery.EndpointSlice{in}, lb.Node{}, testOptions())
 	if !slices.IsSortedFunc(got, func(a, b *lb.Service) int { return a.Name.Compare(b.Name) }) {
 		t.Error("services are not sorted")
 	}
@@ -428,7 +394,7 @@ func TestResultIsSorted(t *testing.T) {
 
 func TestProblemIsAnError(t *testing.T) {
 	cause := errors.New("cause")
-	p := Problem{KindManifest, lb.Object{Name: "a.yaml"}, "document 1", ReasonMalformed, cause}
+	p := Problem{Kind: KindManifest, Object: lb.Object{Name: "a.yaml"}, Field: "document 1", Reason: ReasonMalformed, Err: cause}
 	if !errors.Is(p, cause) || p.Error() != "Manifest a.yaml: document 1: cause" {
 		t.Errorf("got %q", p.Error())
 	}

@@ -5,9 +5,11 @@ package endpoints
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -24,13 +26,14 @@ type Source string
 const (
 	Services       Source = "services"
 	EndpointSlices Source = "endpointslices"
-	Nodes          Source = "nodes"
-	Pods           Source = "pods" // optional, see giveUpPods
+	OwnNode        Source = "node"  // the Node of this name
+	Nodes          Source = "nodes" // the weights of all; not there if they do not count
+	Pods           Source = "pods"  // optional, see giveUpPods
 	Manifests      Source = "manifests"
 )
 
 // KubernetesSources are those that RunKubernetes feeds.
-var KubernetesSources = []Source{Services, EndpointSlices, Nodes, Pods}
+var KubernetesSources = []Source{Services, EndpointSlices, OwnNode, Nodes, Pods}
 
 // Reporter tells the owner of a Service about it. It must not block and is called
 // without locks held; eventtype is Normal or Warning, reason a CamelCase word.
@@ -51,7 +54,9 @@ type Store struct {
 	waiting  map[Source]bool
 	needed   chan struct{} // closed when none or only Pods is waited for
 	taken    bool          // the first Take has happened
-	zone     string
+	started  int64         // nanoseconds since 1970
+	node     lb.Node       // the own one
+	lastNode lb.Node       // what it said before it was deleted, as far as it has not been said since
 	entries  map[lb.Object]*entry
 	slices   map[lb.Object]*entry // by the slice's name
 	weights  weights
@@ -59,7 +64,15 @@ type Store struct {
 	claims   *claims
 	dirty    []*entry
 	problems tracker
-	fresh    []Problem // to be reported when the lock is released
+	fresh    []Problem   // to be reported when the lock is released
+	scratch  []candidate // memory for resolve
+
+	wideFrom  int    // as the constant; tests have another
+	weighings uint64 // how often weights has changed
+
+	announced bool // OnNode was told, or will be
+	nodeNews  bool // OnNode is to be told
+	telling   bool // some goroutine does
 }
 
 // entry is everything about one Service name. It exists while there is a Service,
@@ -69,7 +82,10 @@ type entry struct {
 	svc       *service // nil when only slices are known
 	slices    []*slice // sorted by name
 	published []*lb.Service
-	dirty     bool // is in Store.dirty
+	health    lb.HealthCheck // published, too
+	wide      *wide          // nil: it is not
+	triggered int64          // when the first change since the last Take came about, see slice; 0: not known
+	dirty     bool           // is in Store.dirty
 }
 
 // New returns an empty Store. reporter may be nil.
@@ -84,6 +100,8 @@ func New(o Options, log *slog.Logger, reporter Reporter) *Store {
 		wake:     make(chan struct{}, 1),
 		waiting:  map[Source]bool{},
 		needed:   make(chan struct{}),
+		started:  time.Now().UnixNano(),
+		wideFrom: wideFrom,
 		entries:  map[lb.Object]*entry{},
 		slices:   map[lb.Object]*entry{},
 		weights:  weights{},
@@ -91,8 +109,9 @@ func New(o Options, log *slog.Logger, reporter Reporter) *Store {
 		problems: tracker{},
 	}
 	for _, src := range o.Sources {
-		s.waiting[src] = true
+		s.waiting[src] = src != Nodes || !o.IgnoreNodeWeights
 	}
+	maps.DeleteFunc(s.waiting, func(_ Source, waits bool) bool { return !waits })
 	s.noteNeeded()
 	return s
 }
@@ -113,9 +132,8 @@ func (s *Store) UpsertSlice(sl *discovery.EndpointSlice) {
 // DeleteSlice forgets an EndpointSlice. One that is not there is no error.
 func (s *Store) DeleteSlice(obj lb.Object) { s.locked(func() { s.dropSlice(obj) }) }
 
-// UpsertNode takes over the weight of a Node, and the zone of the own one. Nothing
-// else of a Node matters.
-func (s *Store) UpsertNode(n *metav1.ObjectMeta) {
+// UpsertNode takes over the weight of a Node, and of the own one what lb.Node has.
+func (s *Store) UpsertNode(n *v1.Node) {
 	s.locked(func() { s.putNode(parseNode(n, &s.opts)) })
 }
 
@@ -137,6 +155,9 @@ func (s *Store) markSynced(src Source) {
 		return
 	}
 	delete(s.waiting, src)
+	if (src == OwnNode || src == Manifests) && !s.announced {
+		s.announceNode() // there is no Node of our name
+	}
 	s.noteNeeded()
 	if len(s.waiting) == 0 {
 		s.nudge()
@@ -164,7 +185,7 @@ var ownerPods = owner{KindPod, lb.Object{Name: "*"}}
 // s.mu is held.
 func (s *Store) giveUpPods(err error) {
 	err = fmt.Errorf("%w: weights of Pods are not known", err)
-	s.setProblems(ownerPods, []Problem{{KindPod, ownerPods.object, "", ReasonNotListed, err}})
+	s.setProblems(ownerPods, []Problem{{Kind: KindPod, Object: ownerPods.object, Reason: ReasonNotListed, Err: err}})
 	s.markSynced(Pods)
 }
 
@@ -188,14 +209,24 @@ func (s *Store) Take() (changes []lb.Change, full bool) {
 		for _, e := range dirty {
 			e.dirty = false
 			if s.publish(e) {
-				changes = append(changes, lb.Change{Object: e.obj, Services: e.published})
+				changes = append(changes, e.change())
 			}
+			e.triggered = 0
 			if e.svc == nil && len(e.slices) == 0 {
 				delete(s.entries, e.obj)
 			}
 		}
 	})
 	return changes, full
+}
+
+// change returns what is published of e.
+func (e *entry) change() lb.Change {
+	c := lb.Change{Object: e.obj, Services: e.published, Health: e.health}
+	if e.triggered != 0 {
+		c.Triggered = time.Unix(0, e.triggered)
+	}
+	return c
 }
 
 // Problems returns what is wrong now, sorted by object.
@@ -220,7 +251,9 @@ func (s *Store) publish(e *entry) bool {
 	var next []*lb.Service
 	var ps []Problem
 	if e.svc != nil {
-		next, ps = resolve(e.svc, e.slices, s.zone, s.weights, func(fe lb.Frontend) *Problem { return s.lost(e, fe) })
+		next, ps = s.resolve(e)
+	} else {
+		e.wide = nil
 	}
 	s.setProblems(owner{KindService, e.obj}, ps)
 	same := 0
@@ -231,11 +264,27 @@ func (s *Store) publish(e *entry) bool {
 			same++
 		}
 	}
-	if same == len(next) && same == len(e.published) {
+	health := healthCheck(e.svc, e.slices, s.weights)
+	if same == len(next) && same == len(e.published) && health == e.health {
 		return false
 	}
-	e.published = next
+	e.published, e.health = next, health
 	return true
+}
+
+// resolve resolves e, which has a Service.
+func (s *Store) resolve(e *entry) ([]*lb.Service, []Problem) {
+	at := place{
+		node: s.node, weights: s.weights, scratch: s.scratch,
+		lost: func(fe lb.Frontend) *Problem { return s.lost(e, fe) },
+	}
+	if isWide(e.slices, s.wideFrom) {
+		at.wide = e.wide.begin(e.slices, s.weighings)
+		defer at.wide.end(e.slices)
+	}
+	e.wide = at.wide
+	defer func() { s.scratch = at.scratch }()
+	return at.resolve(e.svc, e.slices)
 }
 
 // lost returns the problem of a frontend that an older Service has.
@@ -260,12 +309,15 @@ func (s *Store) setProblems(o owner, ps []Problem) {
 func (s *Store) locked(f func()) {
 	s.mu.Lock()
 	f()
-	fresh := s.fresh
+	fresh, news := s.fresh, s.nodeNews
 	s.fresh = nil
 	s.mu.Unlock()
+	if news {
+		s.tellNode()
+	}
 	for _, p := range fresh {
 		s.log.Warn("not served as asked", "kind", p.Kind, "object", p.Object, "field", p.Field, "reason", p.Reason, "error", p.Err)
-		if p.Kind == KindService && s.reporter != nil {
+		if p.Kind == KindService && !p.Quiet && s.reporter != nil {
 			s.reporter.ServiceEvent(p.Object, v1.EventTypeWarning, p.Reason, p.Message())
 		}
 	}
@@ -290,7 +342,7 @@ func compareSlices(a, b *slice) int { return compareObjects(a.obj, b.obj) }
 
 func equalServices(a, b *lb.Service) bool {
 	return a.Name == b.Name && a.Balance == b.Balance && slices.Equal(a.Frontends, b.Frontends) &&
-		equalPools(&a.Cluster, &b.Cluster) && equalPools(&a.Local, &b.Local)
+		equalPools(&a.Cluster, &b.Cluster) && equalPools(&a.Local, &b.Local) && a.Terms.Equal(b.Terms)
 }
 
 func equalPools(a, b *lb.Pool) bool {

@@ -33,9 +33,9 @@ func woken(s *Store) bool {
 func TestNothingIsPublishedBeforeEverySourceHasListed(t *testing.T) {
 	ev := &events{}
 	s := New(testOptions(), discard(), ev)
-	s.UpsertService(testService("web", func(s *v1.Service) { s.Spec.SessionAffinity = v1.ServiceAffinityClientIP }))
+	s.UpsertService(testService("web", func(s *v1.Service) { s.Spec.ExternalIPs = []string{"x"} }))
 	s.UpsertSlice(testSlice("web", "web-1", "10.0.0.1"))
-	for _, src := range []Source{Services, EndpointSlices, Services, Pods, Manifests} {
+	for _, src := range []Source{Services, EndpointSlices, Services, Pods, Manifests, OwnNode} {
 		s.MarkSynced(src)
 		if cs, full := s.Take(); cs != nil || full || woken(s) {
 			t.Fatalf("after %s: got %v, full %v before the node was listed", src, cs, full)
@@ -55,7 +55,7 @@ func TestNothingIsPublishedBeforeEverySourceHasListed(t *testing.T) {
 	if cs, full := s.Take(); cs != nil || full {
 		t.Errorf("second Take: got %v, full %v; want nothing", cs, full)
 	}
-	if got := ev.take(); len(got) != 1 || !strings.Contains(got[0], ReasonUnsupportedSticky) {
+	if got := ev.take(); len(got) != 1 || !strings.Contains(got[0], ReasonInvalidAddress) {
 		t.Errorf("got events %q, want one", got)
 	}
 }
@@ -114,7 +114,7 @@ func TestUpdatesThatChangeNothingArePassedOver(t *testing.T) {
 		"label": func() {
 			s.UpsertService(testService("web", func(s *v1.Service) { s.Labels = map[string]string{"a": "b"} }))
 		},
-		"another node": func() { s.UpsertNode(&metav1.ObjectMeta{Name: "node-b"}) },
+		"another node": func() { s.UpsertNode(asNode(&metav1.ObjectMeta{Name: "node-b"})) },
 	} {
 		do()
 		if woken(s) {
@@ -157,13 +157,13 @@ func TestNodeZoneResolvesEverythingAgain(t *testing.T) {
 		do   func()
 		want string
 	}{
-		{"zone a", func() { s.UpsertNode(node) }, "a 10.96.0.1:80/TCP -> 1!"},
+		{"zone a", func() { s.UpsertNode(asNode(node)) }, "a 10.96.0.1:80/TCP -> 1!"},
 		{"zone b", func() {
 			n := node.DeepCopy()
 			n.Labels[v1.LabelTopologyZone] = "zone-b"
-			s.UpsertNode(n)
+			s.UpsertNode(asNode(n))
 		}, "a 10.96.0.1:80/TCP -> 2!"},
-		{"gone", func() { s.DeleteNode(thisNode) }, "a 10.96.0.1:80/TCP -> 1! 2!"},
+		{"none", func() { s.UpsertNode(ownNode("")) }, "a 10.96.0.1:80/TCP -> 1! 2!"},
 	} {
 		step.do()
 		if got := v.take(s); !slices.Equal(got, []string{"a"}) || v.lines()[0] != step.want {
@@ -403,7 +403,7 @@ func TestAnyHistoryEndsLikeAFreshStart(t *testing.T) {
 				delete(sls, sl)
 			case 5:
 				zone = fmt.Sprint("z", rng.IntN(3))
-				s.UpsertNode(&metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}})
+				s.UpsertNode(asNode(&metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}}))
 			}
 			if rng.IntN(3) == 0 {
 				v.take(s)
@@ -411,7 +411,7 @@ func TestAnyHistoryEndsLikeAFreshStart(t *testing.T) {
 		}
 		v.take(s)
 		fresh, freshView := New(testOptions(), discard(), nil), view{}
-		fresh.UpsertNode(&metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}})
+		fresh.UpsertNode(asNode(&metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{v1.LabelTopologyZone: zone}}))
 		for _, svc := range svcs {
 			fresh.UpsertService(svc)
 		}

@@ -77,22 +77,15 @@ func parsePod(in *metav1.ObjectMeta) *weighed {
 	return &weighed{KindPod, lb.Object{Namespace: in.Namespace, Name: in.Name}, in.UID, readWeight(in.Labels)}
 }
 
-// node is what is kept of a v1.Node.
-type node struct {
-	name, zone string
-	weighed    *weighed
-}
-
-func newNode(name string) *node {
-	return &node{name: name, weighed: &weighed{kind: KindNode, obj: lb.Object{Name: name}}}
-}
-
 // weights are the Pods and Nodes that have a weight.
 type weights map[ref]*weighed
 
 // of returns the weight of an endpoint of sl: the Pod's, else the slice's, else
 // the Node's.
 func (ws weights) of(sl *slice, ep *endpoint) uint16 {
+	if len(ws) == 0 && sl.weight == nil { // as in most clusters
+		return lb.DefaultWeight
+	}
 	if w := ws[ep.pod]; w != nil && w.weight.known {
 		return w.weight.value
 	}
@@ -140,7 +133,7 @@ func (s *Store) putWeighed(w *weighed) {
 			w.weight.keep(before)
 		}
 		if w.weight.err != nil {
-			ps = []Problem{{w.kind, w.obj, w.field(), ReasonInvalidWeight, w.weight.err}}
+			ps = []Problem{{Kind: w.kind, Object: w.obj, Field: w.field(), Reason: ReasonInvalidWeight, Err: w.weight.err}}
 		}
 	}
 	s.setProblems(owner{w.kind, w.obj}, ps)
@@ -152,8 +145,10 @@ func (s *Store) putWeighed(w *weighed) {
 	if w.weight.equal(before) {
 		return
 	}
+	s.weighings++
 	s.buildIndex()
 	for _, e := range s.index[r] {
+		e.wide = nil
 		s.touch(e)
 	}
 }

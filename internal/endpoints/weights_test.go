@@ -30,7 +30,7 @@ func podSlice(service, name string, specs ...string) *discovery.EndpointSlice {
 func (s *Store) testPodWeight(name, value string) { s.UpsertPod(&testPod(name, value).ObjectMeta) }
 
 func (s *Store) testNodeWeight(name, value string) {
-	s.UpsertNode(&metav1.ObjectMeta{Name: name, Annotations: map[string]string{keyWeight: value}})
+	s.UpsertNode(asNode(&metav1.ObjectMeta{Name: name, Annotations: map[string]string{keyWeight: value}}))
 }
 
 // sliceWeight annotates a slice.
@@ -151,7 +151,7 @@ func TestRemovedWeightIsForgotten(t *testing.T) {
 			s.testPodWeight("pod-1", "5")
 			s.UpsertPod(&metav1.ObjectMeta{Namespace: "default", Name: "pod-1"})
 		},
-		"the Node has none":    func() { s.testNodeWeight(thisNode, "5"); s.UpsertNode(&metav1.ObjectMeta{Name: thisNode}) },
+		"the Node has none":    func() { s.testNodeWeight(thisNode, "5"); s.UpsertNode(asNode(&metav1.ObjectMeta{Name: thisNode})) },
 		"after an invalid one": func() { s.testPodWeight("pod-1", "5"); s.testPodWeight("pod-1", "x"); s.DeletePod(object("pod-1")) },
 	} {
 		step()
@@ -186,7 +186,7 @@ func TestWeightTouchesOnlyTheServicesConcerned(t *testing.T) {
 		{"of another namespace", func() {
 			s.UpsertPod(&metav1.ObjectMeta{Namespace: "x", Name: "pod-3", Labels: map[string]string{keyWeight: "9"}})
 		}, nil},
-		{"a Node without weight", func() { s.UpsertNode(&metav1.ObjectMeta{Name: "node-b"}) }, nil},
+		{"a Node without weight", func() { s.UpsertNode(asNode(&metav1.ObjectMeta{Name: "node-b"})) }, nil},
 		{"a Node", func() { s.testNodeWeight("node-b", "1") }, []string{"s1", "s3"}},
 		{"a Pod whose weight changes to invalid", func() { s.testPodWeight("pod-3", "x") }, []string{"s3"}},
 		{"a slice loses the Pod", func() { s.UpsertSlice(podSlice("s3", "s3-1", "10.0.0.9")) }, []string{"s3"}},
@@ -310,15 +310,18 @@ func TestAllWeightsZeroIsReported(t *testing.T) {
 	if got := weightsOf(s, "web"); got != "0 100" {
 		t.Fatalf("weights %s, want 0 100", got)
 	}
-	want := []string{"web NoWeight default/web:http/TCP/IPv4: all endpoints on this node have weight 0: new connections find none"}
-	if got := ev.take(); !slices.Equal(got, want) {
-		t.Errorf("the local one: events %q, want %q", got, want)
+	const local = "default/web:http/TCP/IPv4: all endpoints on this node have weight 0: new connections find none"
+	if ps := s.Problems(); len(ps) != 1 || ps[0].Reason != ReasonNoWeight || ps[0].Message() != local {
+		t.Errorf("the local one: problems %v, want %s", ps, local)
+	}
+	if got := ev.take(); len(got) != 0 { // each node would write its own
+		t.Errorf("the local one: events %q, want none", got)
 	}
 	s.testPodWeight("pod-2", "0")
 	if got := weightsOf(s, "web"); got != "0 0" {
 		t.Fatalf("weights %s, want 0 0", got)
 	}
-	want = []string{"web NoWeight default/web:http/TCP/IPv4: all endpoints have weight 0: new connections find none"}
+	want := []string{"web NoWeight default/web:http/TCP/IPv4: all endpoints have weight 0: new connections find none"}
 	if got := ev.take(); !slices.Equal(got, want) {
 		t.Errorf("all: events %q, want %q", got, want)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 )
 
 // call runs one verb in the host's helper.
@@ -88,6 +89,13 @@ func (c *Conn) Ping(ctx context.Context) error { return c.op(ctx, call{Verb: ver
 // Bulk sends n bytes and expects the same n bytes back; TCP only.
 // A failure on the socket is an [*OpError].
 func (c *Conn) Bulk(ctx context.Context, n int) error { return c.op(ctx, call{Verb: verbBulk, N: n}) }
+
+// Exchange sends one datagram to the peer of a UDP socket and waits for its answer; an
+// empty payload is replaced by a token. timeout 0 means 2 s.
+func (c *Conn) Exchange(ctx context.Context, payload []byte, timeout time.Duration) Result {
+	_, res := c.host.result(ctx, call{Verb: verbExchange, Conn: c.id, Req: Request{Payload: payload, Timeout: timeout}})
+	return res
+}
 
 func (c *Conn) op(ctx context.Context, cl call) error {
 	cl.Conn = c.id

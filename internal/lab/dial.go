@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxDatagram holds any UDP payload.
@@ -113,7 +115,7 @@ func exchange(s *sock, req Request) Result {
 	}
 	var res Result
 	err := s.sendTo(payload, req.To, deadline)
-	if err == nil {
+	if err == nil || errors.Is(err, unix.EPERM) { // the firewall of this host took it: ICMP tells whether that is a refusal
 		err = receive(s, payload, &res, deadline)
 	}
 	res.Local = s.local()

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Host is one machine or pod of a lab.
@@ -31,6 +33,12 @@ type Host struct {
 
 // Addrs are the host's addresses, IPv4 first.
 func (h *Host) Addrs() []netip.Addr { return []netip.Addr{h.Addr4, h.Addr6} }
+
+// AddAddr gives the host's eth0 one more address. Routes to it are the caller's
+// business: outside is the default gateway of node.
+func (h *Host) AddAddr(a netip.Addr) error {
+	return h.addAddr(uplink, single(a), netlink.SCOPE_UNIVERSE)
+}
 
 // addrFor is the host's address of dst's family.
 func (h *Host) addrFor(dst netip.Prefix) netip.Addr {

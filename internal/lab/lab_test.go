@@ -145,9 +145,9 @@ func TestFailuresAreClassified(t *testing.T) {
 			t.Errorf("%s: got %+v, want kind %s", tc.name, got, tc.want)
 		}
 	}
-	req := Request{Proto: TCP, To: netip.MustParseAddrPort("10.96.0.1:80"), Timeout: time.Second}
+	req := Request{Proto: TCP, To: netip.MustParseAddrPort("203.0.113.1:80"), Timeout: time.Second}
 	if got := l.Host(Node2).Dial(ctx, req); got.Kind != Unreachable {
-		t.Errorf("VIP from node2: got %+v, want kind %s", got, Unreachable)
+		t.Errorf("from node2, which has no default route: got %+v, want kind %s", got, Unreachable)
 	}
 }
 
@@ -406,4 +406,39 @@ func abandon() {
 	}
 	fmt.Println(l.Name())
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+}
+
+func TestBoundToAnAddedAddress(t *testing.T) {
+	l, ctx := newLab(t, Options{}), testContext(t)
+	server, client := l.Host("backend1"), l.Host(Outside)
+	serve(t, server, AnyAddr(7000), TCP, UDP)
+	for i, added := range []netip.Addr{netip.MustParseAddr("172.30.9.1"), netip.MustParseAddr("fd00:30:9::1")} {
+		if err := client.AddAddr(added); err != nil {
+			t.Fatal(err)
+		}
+		for _, proto := range []string{TCP, UDP} {
+			req := Request{Proto: proto, To: netip.AddrPortFrom(server.Addrs()[i], 7000), From: netip.AddrPortFrom(added, 0)}
+			if res := client.Dial(ctx, req); res.Kind != OK || res.Seen.Addr() != added {
+				t.Errorf("%s from %s: %s %s, the server saw %s", proto, added, res.Kind, res.Err, res.Seen)
+			}
+		}
+	}
+}
+
+func TestExchangeOnAConnectedSocket(t *testing.T) {
+	l, ctx := newLab(t, Options{}), testContext(t)
+	server := l.Host("backend1")
+	serve(t, server, AnyAddr(7000), UDP)
+	c, res := l.Host("client1").Open(ctx, Request{Proto: UDP, To: netip.AddrPortFrom(server.Addr4, 7000)})
+	if c == nil {
+		t.Fatal(res.Err)
+	}
+	again := c.Exchange(ctx, nil, 0)
+	if again.Kind != OK || again.Seen != res.Seen || again.ServerLocal != res.ServerLocal || again.Peer != res.Peer {
+		t.Errorf("the second exchange: %+v, the first: %+v", again, res)
+	}
+	server.Kill()
+	if gone := c.Exchange(ctx, []byte("x"), time.Second); gone.Kind != Refused {
+		t.Errorf("without a server: %s %s, want refused", gone.Kind, gone.Err)
+	}
 }

@@ -59,8 +59,9 @@ func (s *space) prepare(router bool) error {
 }
 
 // hostSysctls hold in every host. A new namespace inherits some IPv4 settings
-// of the machine, so what matters is set even where it is the default. Redirects are ignored so that a path never
-// depends on which packet came first.
+// of the machine, so what matters is set even where it is the default. Redirects
+// are neither sent nor heeded, so that a path never depends on which packet came
+// first; a host may refuse as often as it is asked.
 var hostSysctls = [][2]string{
 	{"ipv6/conf/all/accept_dad", "0"},
 	{"ipv6/conf/default/accept_dad", "0"},
@@ -70,6 +71,10 @@ var hostSysctls = [][2]string{
 	{"ipv6/conf/default/accept_redirects", "0"},
 	{"ipv4/conf/all/accept_redirects", "0"},
 	{"ipv4/conf/default/accept_redirects", "0"},
+	{"ipv4/conf/all/send_redirects", "0"},
+	{"ipv4/conf/default/send_redirects", "0"},
+	{"ipv4/icmp_ratemask", "0"},
+	{"ipv6/icmp/ratelimit", "0"},
 }
 
 // forwarding makes a namespace a router, or not one.

@@ -87,16 +87,15 @@ func (l *Lab) buildNodes(mtu int) error {
 		}
 	}
 	toNode := []netip.Prefix{single(NodeSecond4), single(NodeSecond6), NodePods4, NodePods6}
-	viaNode := append([]netip.Prefix{
-		ServiceVIPs4, ServiceVIPs6, BalanceVIPs4, BalanceVIPs6, ClusterPods4, ClusterPods6,
-	}, toNode...)
+	toVIPs := append([]netip.Prefix{ServiceVIPs4, ServiceVIPs6, BalanceVIPs4, BalanceVIPs6}, toNode...)
+	viaNode := append([]netip.Prefix{ClusterPods4, ClusterPods6}, toVIPs...)
 	for _, r := range []struct {
 		from, via *Host
 		dst       []netip.Prefix
 	}{
 		{node, outside, []netip.Prefix{default4, default6}},
 		{node, node2, []netip.Prefix{Node2Pods4, Node2Pods6}},
-		{node2, node, toNode},
+		{node2, node, toVIPs}, // node2 has no proxy of its own: its pods use node's
 		{outside, node, viaNode},
 		{outside, node2, []netip.Prefix{Node2Pods4, Node2Pods6}},
 	} {

@@ -19,6 +19,32 @@ type Balance struct {
 	SlowStart time.Duration // how long a new backend takes to get its full share; 0: the cluster default
 }
 
+// Part is a part of a Balance that not every algorithm heeds.
+type Part uint8
+
+// The parts; 0 stands for what every algorithm heeds.
+const (
+	PartHashKey Part = iota + 1
+	PartPrefix
+	PartSignal
+	PartSlowStart
+)
+
+// Matters tells whether p has an effect with the algorithm of the given name.
+func (p Part) Matters(algorithm string) bool {
+	switch p {
+	case PartHashKey:
+		return algorithm == "hash"
+	case PartPrefix:
+		return algorithm == "ip-hash"
+	case PartSignal:
+		return algorithm == "least-time"
+	case PartSlowStart:
+		return algorithm != "hash" && algorithm != "ip-hash"
+	}
+	return true
+}
+
 // The bounds of a slow start.
 const (
 	MinSlowStart = 100 * time.Millisecond
@@ -29,10 +55,10 @@ const (
 func ParseSlowStart(text string) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil {
-		return 0, fmt.Errorf("%q: want a duration such as 30s", text)
+		return 0, fmt.Errorf("%s: want a duration such as 30s", Quote(text))
 	}
 	if d != 0 && (d < MinSlowStart || d > MaxSlowStart) {
-		return 0, fmt.Errorf("%s: want 0s, or from %s to %s", text, MinSlowStart, MaxSlowStart)
+		return 0, fmt.Errorf("%s: want 0s, or from %s to %s", Brief(text), MinSlowStart, MaxSlowStart)
 	}
 	return d, nil
 }

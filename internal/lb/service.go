@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 )
 
 // FrontendType says where a frontend's address comes from.
@@ -52,7 +54,7 @@ type Masquerade uint8
 // masqueraded on the packet path.
 const (
 	MasqueradeNever      Masquerade = iota
-	MasqueradeOffCluster            // callers outside the cluster's pod ranges
+	MasqueradeOffCluster            // callers that are no pods, where that is known: see LocalDetector.Knows
 	MasqueradeAlways
 )
 
@@ -73,6 +75,7 @@ type Frontend struct {
 	Inside     Scope // the pool for pods and for processes of this node
 	Outside    Scope // the pool for everybody else
 	Masquerade Masquerade
+	Ranged     bool // only callers in Service.SourceRanges are served, all others get silence
 }
 
 // Compare orders frontends by address, port, protocol.
@@ -125,6 +128,33 @@ type Service struct {
 	Frontends []Frontend
 	Cluster   Pool
 	Local     Pool // used only where a Frontend names ScopeLocal
+	Terms     Terms
+}
+
+// Terms are what a Service promises to its connections beyond the choice of a
+// backend. A dataplane is told them as they are.
+type Terms struct {
+	// Affinity is how long after its last new connection a client's address keeps its
+	// backend, in whole seconds; 0: there is no session affinity.
+	Affinity time.Duration
+
+	// SourceRanges are who may use the Frontends that are Ranged, of the Service's
+	// family, masked and sorted.
+	SourceRanges []netip.Prefix
+
+	// Draining are endpoints in neither pool that still serve the connections they
+	// have, sorted: UDP flows stay with them. Others that leave the pools are gone:
+	// UDP flows move and connected UDP sockets are destroyed. Only filled where that
+	// matters: for UDP, and where Reset is set.
+	Draining []netip.AddrPort
+
+	Reset bool // TCP connections to an endpoint that is gone are reset
+}
+
+// Equal tells whether t and o promise the same.
+func (t Terms) Equal(o Terms) bool {
+	return t.Affinity == o.Affinity && t.Reset == o.Reset &&
+		slices.Equal(t.SourceRanges, o.SourceRanges) && slices.Equal(t.Draining, o.Draining)
 }
 
 // Pool returns the pool of scope s.
@@ -140,4 +170,16 @@ func (s *Service) Pool(sc Scope) *Pool {
 type Change struct {
 	Object   Object
 	Services []*Service
+	Health   HealthCheck
+
+	// Triggered is when the oldest change of endpoints that is in it came about, by
+	// the clock of the control plane; zero: not known, or before this process started.
+	Triggered time.Time
+}
+
+// HealthCheck is what a Service's healthCheckNodePort answers. It is comparable.
+type HealthCheck struct {
+	Port   uint16  // 0: it has none
+	Served [2]bool // whether the Service has the family: IPv4, IPv6
+	Ready  [2]int  // its distinct ready endpoints on this node, of a weight above 0, by family: IPv4, IPv6
 }

@@ -36,15 +36,19 @@ var (
 	descCorrected = describe("connections_corrected_total", "Connections by which a recount found the counts of backends wrong. Anything but 0 is a bug.")
 	descWrites    = describe("dataplane_writes_total", "Changes made to kernel tables.")
 
-	descSynced   = describe("synced", "Whether everything the cluster said at start was written once.")
-	descSuccess  = describe("sync_last_success_timestamp_seconds", "When changes were last applied without an error of the dataplane.")
-	descServices = describe("services", "Service ports, per IP family, in the kernel.")
-	descUnserved = describe("services_failed", "Service ports, per IP family, that are not what they should be.")
-	descBackends = describe("backends", "Backends of all Service ports.")
-	descSyncs    = describe("syncs_total", "Sets of changes handed to the dataplane.")
-	descFailures = describe("sync_failures_total", "Those of them that failed for one Service or all.")
-	descProblems = describe("endpoints_problems", "What objects ask for that is not served, or not as asked.", labelNames("kind", "reason")...)
-	descErrors   = describe("scrape_errors_total", "Scrapes for which the dataplane's counters could not be read.")
+	descSynced      = describe("synced", "Whether everything the cluster said at start was written once.")
+	descSuccess     = describe("sync_last_success_timestamp_seconds", "When changes were last applied without an error of the dataplane.")
+	descServices    = describe("services", "Service ports, per IP family, in the kernel.")
+	descUnserved    = describe("services_failed", "Service ports, per IP family, that are not what they should be.")
+	descBackends    = describe("backends", "Backends of all Service ports.")
+	descSyncs       = describe("syncs_total", "Sets of changes handed to the dataplane.")
+	descFailures    = describe("sync_failures_total", "Those of them that failed for one Service or all.")
+	descProblems    = describe("endpoints_problems", "What objects ask for that is not served, or not as asked.", labelNames("kind", "reason")...)
+	descApprox      = describe("services_approximated", "Service ports, per IP family, for which the dataplane only approximates what their algorithm says.", labelNames("algorithm")...)
+	descAudits      = describe("audit_runs_total", "Times that everything in the kernel was compared with what should be there.")
+	descDifferences = describe("audit_differences_total", "Differences that were found and repaired. Anything but 0 is a bug, or somebody else wrote to the tables.")
+	descUnaudited   = describe("audit_failures_total", "Parts of an audit that could not be done.")
+	descErrors      = describe("scrape_errors_total", "Scrapes for which the dataplane's counters could not be read.")
 )
 
 // labelNames returns pointers to names: they are shared by all samples.
@@ -150,6 +154,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			o.gauge(descProblems, float64(n), p.Kind, p.Reason)
 		}
 	}
+	if c.src.Approximated != nil {
+		for algorithm, n := range c.src.Approximated() {
+			o.gauge(descApprox, float64(n), algorithm)
+		}
+	}
 }
 
 func (o out) stats(st dataplane.Stats) {
@@ -164,8 +173,8 @@ func (o out) stats(st dataplane.Stats) {
 	}
 }
 
-// backends sends the counters of every backend. A backend that left and came back
-// while it had connections is there twice, and shown once. Opened, closed and
+// backends sends the counters of every backend that has some. A backend that left and
+// came back while it had connections is there twice, and shown once. Opened, closed and
 // failed are not summed per Service: a sum would fall when a backend is removed,
 // which reads as a restart. sum(rate(...)) does it right.
 func (o out) backends(bs []dataplane.BackendStats) {
@@ -176,18 +185,21 @@ func (o out) backends(bs []dataplane.BackendStats) {
 	for i := 0; i < len(bs); i++ {
 		b := bs[i]
 		for ; i+1 < len(bs) && bs[i+1].Service == b.Service && bs[i+1].Backend == b.Backend; i++ {
+			b.Live += bs[i+1].Live
 			b.Opened += bs[i+1].Opened
 			b.Closed += bs[i+1].Closed
 			b.Failed += bs[i+1].Failed
 			b.Latency = cmp.Or(b.Latency, bs[i+1].Latency)
 		}
-		active += live(b)
-		total += live(b)
+		active += b.Live
+		total += b.Live
 		values := append([]string{b.Backend.String()}, serviceValues(b.Service)...)
 		shared := labels(backendLabels, values...)
-		o <- &sample{descOpened, true, shared, float64(b.Opened)}
-		o <- &sample{descClosed, true, shared, float64(b.Closed)}
-		o <- &sample{descFailed, true, shared, float64(b.Failed)}
+		if b.Counted {
+			o <- &sample{descOpened, true, shared, float64(b.Opened)}
+			o <- &sample{descClosed, true, shared, float64(b.Closed)}
+			o <- &sample{descFailed, true, shared, float64(b.Failed)}
+		}
 		if b.Latency > 0 {
 			o <- &sample{descTime, false, shared, b.Latency.Seconds()}
 		}
@@ -197,15 +209,6 @@ func (o out) backends(bs []dataplane.BackendStats) {
 		}
 	}
 	o.gauge(descTotal, float64(total))
-}
-
-// live returns opened - closed. The two are not read at the same instant, so that
-// a difference below zero is a connection that ended in between.
-func live(b dataplane.BackendStats) uint64 {
-	if b.Closed > b.Opened {
-		return 0
-	}
-	return b.Opened - b.Closed
 }
 
 // serviceValues returns the values of serviceLabels.
@@ -220,11 +223,17 @@ func (o out) status(st Status) {
 	}
 	o.gauge(descSynced, synced)
 	if !st.LastSuccess.IsZero() {
-		o.gauge(descSuccess, float64(st.LastSuccess.UnixNano())/1e9)
+		o.gauge(descSuccess, seconds(st.LastSuccess))
 	}
 	o.gauge(descServices, float64(st.Services))
 	o.gauge(descUnserved, float64(st.Failed))
 	o.gauge(descBackends, float64(st.Backends))
 	o.counter(descSyncs, st.Syncs)
 	o.counter(descFailures, st.SyncFailures)
+	o.counter(descAudits, st.Audits)
+	o.counter(descDifferences, st.AuditDifferences)
+	o.counter(descUnaudited, st.AuditFailures)
+	for i, f := range families {
+		o.family(f, st.Families[i])
+	}
 }

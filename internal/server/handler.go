@@ -24,7 +24,7 @@ func MetricsHandler(reg prometheus.Gatherer, mode string, configz func() any, lo
 		MaxRequestsInFlight: scrapes,
 		CoalesceGather:      true, // at 100,000 backends one takes 180 MB for a moment
 	}))
-	mux.HandleFunc("GET /healthz", text("ok"))
+	mux.HandleFunc("/healthz", text("ok"))
 	mux.HandleFunc("GET /proxyMode", text(mode))
 	mux.HandleFunc("GET /configz", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, configz())

@@ -12,17 +12,31 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // Status is how far the agent is.
 type Status struct {
-	Synced       bool      // everything there was at start was written once
-	LastSuccess  time.Time // zero: never
-	Services     int       // Service ports in the kernel
-	Failed       int       // Service ports that are not what they should be
-	Backends     int       // of all Service ports
+	Synced       bool            // everything there was at start was written once
+	LastSuccess  time.Time       // zero: never
+	Families     [2]FamilyStatus // IPv4, IPv6
+	Services     int             // Service ports in the kernel
+	Failed       int             // Service ports that are not what they should be
+	Backends     int             // of all Service ports
 	Syncs        uint64
 	SyncFailures uint64
+
+	Audits           uint64 // comparisons of everything with the kernel
+	AuditDifferences uint64 // what they found and repaired
+	AuditFailures    uint64 // parts of them that could not be done
+}
+
+// FamilyStatus is what concerns one IP family.
+type FamilyStatus struct {
+	LastSuccess     time.Time // zero: never
+	LastQueued      time.Time // when its last change came in; zero: never
+	NoLocalInternal int       // Service ports with internalTrafficPolicy Local whose endpoints are all elsewhere
+	NoLocalExternal int       // those with externalTrafficPolicy Local
 }
 
 // Problem is what several problems have in common.
@@ -38,6 +52,9 @@ type Sources struct {
 	Writes   func() uint64                   // to kernel tables
 	Status   func() Status
 	Problems func() map[Problem]int // how much objects ask for in vain
+
+	Dataplane    string                // its name; empty: not told
+	Approximated func() map[string]int // Service ports whose balancing is not exact, by algorithm
 }
 
 // Metrics is everything that is measured. The kernel's numbers are read at each
@@ -47,6 +64,7 @@ type Metrics struct {
 	syncs       prometheus.Histogram
 	programming prometheus.Histogram
 	answers     *prometheus.CounterVec
+	kubeProxy   kubeProxyMetrics
 }
 
 // NewMetrics returns the metrics of an agent of the given version.
@@ -67,6 +85,7 @@ func NewMetrics(version string, src Sources) *Metrics {
 			Name: "lbproxy_health_answers_total",
 			Help: "Answers of the health server by endpoint, healthz or livez, and HTTP code.",
 		}, []string{"endpoint", "code"}),
+		kubeProxy: newKubeProxyMetrics(),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "lbproxy_build_info",
@@ -74,6 +93,16 @@ func NewMetrics(version string, src Sources) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	})
 	build.Set(1)
+	m.registry.MustRegister(m.kubeProxy.all()...)
+	if src.Dataplane != "" {
+		dp := prometheus.NewGauge(prometheus.GaugeOpts{
+			Name:        "lbproxy_dataplane_info",
+			Help:        "Always 1; the label tells which dataplane serves.",
+			ConstLabels: prometheus.Labels{"dataplane": src.Dataplane},
+		})
+		dp.Set(1)
+		m.registry.MustRegister(dp)
+	}
 	m.registry.MustRegister(build, m.syncs, m.programming, m.answers, newCollector(src),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -82,14 +111,28 @@ func NewMetrics(version string, src Sources) *Metrics {
 // Gatherer returns what MetricsHandler needs.
 func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
 
-// ObserveSync records how long one Sync of the dataplane took.
-func (m *Metrics) ObserveSync(d time.Duration) { m.syncs.Observe(d.Seconds()) }
+// ObserveSync records how long one Sync of the dataplane took, and which families
+// (IPv4, IPv6) it changed.
+func (m *Metrics) ObserveSync(d time.Duration, changed [2]bool) {
+	m.syncs.Observe(d.Seconds())
+	m.kubeProxy.observeSync(d, changed)
+}
 
 // ObserveProgramming records how many seconds a change took from its event to
 // the kernel.
 func (m *Metrics) ObserveProgramming(seconds float64) { m.programming.Observe(seconds) }
 
+// ObserveNetworkProgramming records how long endpoints of a family took from what
+// made them change, by the clock of the control plane, to the kernel.
+func (m *Metrics) ObserveNetworkProgramming(f lb.Family, d time.Duration) {
+	m.kubeProxy.network.WithLabelValues(f.String()).Observe(d.Seconds())
+}
+
 // Answered records an answer of the health server.
 func (m *Metrics) Answered(urlPath string, code int) {
-	m.answers.WithLabelValues(path.Base(urlPath), strconv.Itoa(code)).Inc()
+	endpoint, text := path.Base(urlPath), strconv.Itoa(code)
+	m.answers.WithLabelValues(endpoint, text).Inc()
+	if c := m.kubeProxy.answers[endpoint]; c != nil {
+		c.WithLabelValues(text).Inc()
+	}
 }

@@ -35,10 +35,10 @@ func sources(t *testing.T) Sources {
 		Stats: func() (dataplane.Stats, error) {
 			return dataplane.Stats{
 				Backends: []dataplane.BackendStats{
-					{Service: web, Backend: b, Opened: 10, Closed: 4, Failed: 1},
-					{Service: web, Backend: a, Opened: 7, Closed: 7, Latency: 1500 * time.Microsecond},
-					{Service: web, Backend: b, Opened: 3, Closed: 1, Leaving: true},
-					{Service: dns, Backend: netip.MustParseAddrPort("[fd00::1]:53"), Opened: 1, Closed: 2},
+					{Service: web, Backend: b, Live: 6, Counted: true, Opened: 10, Closed: 4, Failed: 1},
+					{Service: web, Backend: a, Counted: true, Opened: 7, Closed: 7, Latency: 1500 * time.Microsecond},
+					{Service: web, Backend: b, Live: 2, Counted: true, Opened: 3, Closed: 1, Leaving: true},
+					{Service: dns, Backend: netip.MustParseAddrPort("[fd00::1]:53"), Counted: true, Opened: 1, Closed: 2},
 				},
 				Corrections: 6,
 				Maps:        []dataplane.MapUsage{{Name: "conns", Used: 5, Max: 100}},
@@ -47,15 +47,44 @@ func sources(t *testing.T) Sources {
 		},
 		Writes: func() uint64 { return 42 },
 		Status: func() Status {
-			return Status{Synced: true, LastSuccess: time.Unix(1000, 500e6), Services: 2, Failed: 1, Backends: 3, Syncs: 9, SyncFailures: 4}
+			return Status{Synced: true, LastSuccess: time.Unix(1000, 500e6), Services: 2, Failed: 1, Backends: 3, Syncs: 9, SyncFailures: 4,
+				Audits: 5, AuditDifferences: 2, AuditFailures: 1,
+				Families: [2]FamilyStatus{
+					{LastSuccess: time.Unix(1000, 500e6), LastQueued: time.Unix(1000, 250e6), NoLocalInternal: 3, NoLocalExternal: 4},
+					{LastQueued: time.Unix(900, 0)},
+				}}
 		},
 		Problems: func() map[Problem]int {
 			return map[Problem]int{{"Service", "Conflict"}: 2, {"Pod", "InvalidWeight"}: 1}
 		},
+		Dataplane:    "iptables",
+		Approximated: func() map[string]int { return map[string]int{"least-time": 3} },
 	}
 }
 
 const wantMetrics = `
+# HELP kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds When a change of a family last came in.
+# TYPE kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds gauge
+kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"} 1000.25
+kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv6"} 900
+# HELP kubeproxy_sync_proxy_rules_last_timestamp_seconds When changes of a family were last applied.
+# TYPE kubeproxy_sync_proxy_rules_last_timestamp_seconds gauge
+kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1000.5
+# HELP kubeproxy_sync_proxy_rules_no_local_endpoints_total Service ports whose traffic policy is Local and whose endpoints are all on other nodes.
+# TYPE kubeproxy_sync_proxy_rules_no_local_endpoints_total gauge
+kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 4
+kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 3
+kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"} 0
+kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="internal"} 0
+# HELP lbproxy_audit_differences_total Differences that were found and repaired. Anything but 0 is a bug, or somebody else wrote to the tables.
+# TYPE lbproxy_audit_differences_total counter
+lbproxy_audit_differences_total 2
+# HELP lbproxy_audit_failures_total Parts of an audit that could not be done.
+# TYPE lbproxy_audit_failures_total counter
+lbproxy_audit_failures_total 1
+# HELP lbproxy_audit_runs_total Times that everything in the kernel was compared with what should be there.
+# TYPE lbproxy_audit_runs_total counter
+lbproxy_audit_runs_total 5
 # HELP lbproxy_backends Backends of all Service ports.
 # TYPE lbproxy_backends gauge
 lbproxy_backends 3
@@ -110,6 +139,9 @@ lbproxy_service_latency_seconds{backend="10.244.0.1:80",family="IPv4",namespace=
 # HELP lbproxy_services Service ports, per IP family, in the kernel.
 # TYPE lbproxy_services gauge
 lbproxy_services 2
+# HELP lbproxy_services_approximated Service ports, per IP family, for which the dataplane only approximates what their algorithm says.
+# TYPE lbproxy_services_approximated gauge
+lbproxy_services_approximated{algorithm="least-time"} 3
 # HELP lbproxy_services_failed Service ports, per IP family, that are not what they should be.
 # TYPE lbproxy_services_failed gauge
 lbproxy_services_failed 1
@@ -137,20 +169,35 @@ func TestCollector(t *testing.T) {
 
 func TestMetricsLint(t *testing.T) {
 	m := NewMetrics("v1", sources(t))
-	m.ObserveSync(time.Millisecond)
+	m.ObserveSync(time.Millisecond, [2]bool{true, false})
+	m.ObserveNetworkProgramming(lb.IPv6, 1500*time.Millisecond)
 	m.ObserveProgramming(0.01)
 	m.Answered("/healthz", 503)
+	m.Answered("/livez", 200)
+	m.Answered("/readyz", 200)
 	problems, err := testutil.GatherAndLint(m.Gatherer())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, "kubeproxy_") { // not our names
+			continue
+		}
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
 	_, body := get(t, MetricsHandler(m.Gatherer(), "ebpf", nil, slog.New(slog.DiscardHandler)), "/metrics")
 	for _, want := range []string{
-		`lbproxy_build_info{goversion="go`, `lbproxy_health_answers_total{code="503",endpoint="healthz"} 1`,
+		`lbproxy_build_info{goversion="go`, `lbproxy_dataplane_info{dataplane="iptables"} 1`, `lbproxy_health_answers_total{code="503",endpoint="healthz"} 1`,
 		"lbproxy_sync_duration_seconds_count 1", "lbproxy_programming_latency_seconds_sum 0.01", "go_goroutines ",
+		`kubeproxy_proxy_healthz_total{code="503"} 1`, `kubeproxy_proxy_livez_total{code="200"} 1`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.001"} 1`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="16.384"} 1`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv6"} 0`,
+		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv6",le="1"} 0`,
+		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv6",le="2"} 1`,
+		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv6",le="115"} 1`,
+		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv6",le="300"} 1`,
+		`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 0`,
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("/metrics lacks %q", want)
@@ -177,6 +224,34 @@ func TestScrapeErrorIsCounted(t *testing.T) {
 	}
 }
 
+// TestUncounted: of a dataplane that knows only what is open, nothing else is told.
+func TestUncounted(t *testing.T) {
+	web := name(t, "shop/web:http/TCP/IPv4")
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(newCollector(Sources{Stats: func() (dataplane.Stats, error) {
+		return dataplane.Stats{Backends: []dataplane.BackendStats{
+			{Service: web, Backend: netip.MustParseAddrPort("10.244.0.1:80"), Live: 3, Latency: time.Millisecond},
+			{Service: web, Backend: netip.MustParseAddrPort("10.244.0.2:80"), Live: 4, Leaving: true},
+		}}, nil
+	}}))
+	const want = `
+# HELP lbproxy_connections_active Connections and UDP flows that have not ended.
+# TYPE lbproxy_connections_active gauge
+lbproxy_connections_active 7
+# HELP lbproxy_service_connections_active Connections and UDP flows of a Service port that have not ended.
+# TYPE lbproxy_service_connections_active gauge
+lbproxy_service_connections_active{family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 7
+# HELP lbproxy_service_latency_seconds Moving average of the time that least-time compares, of backends for which it is measured.
+# TYPE lbproxy_service_latency_seconds gauge
+lbproxy_service_latency_seconds{backend="10.244.0.1:80",family="IPv4",namespace="shop",port="http",protocol="TCP",service="web"} 0.001
+`
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "lbproxy_connections_active",
+		"lbproxy_service_connections_active", "lbproxy_service_latency_seconds", "lbproxy_service_connections_opened_total",
+		"lbproxy_service_connections_closed_total", "lbproxy_service_connections_failed_total"); err != nil {
+		t.Error(err)
+	}
+}
+
 // BenchmarkScrape is a scrape of 10,000 Services with 5 backends each.
 func BenchmarkScrape(b *testing.B) {
 	var st dataplane.Stats
@@ -184,7 +259,7 @@ func BenchmarkScrape(b *testing.B) {
 		svc := lb.ServiceName{Object: lb.Object{Namespace: "bench", Name: fmt.Sprint("service-", i)}, Port: "http", Proto: lb.TCP, Family: lb.IPv4}
 		for j := range 5 {
 			addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(j)}), 8080)
-			st.Backends = append(st.Backends, dataplane.BackendStats{Service: svc, Backend: addr, Opened: uint64(i)})
+			st.Backends = append(st.Backends, dataplane.BackendStats{Service: svc, Backend: addr, Counted: true, Opened: uint64(i)})
 		}
 	}
 	reg := prometheus.NewRegistry()

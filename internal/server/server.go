@@ -19,6 +19,7 @@ const (
 	bindRetry    = 5 * time.Second
 	headTimeout  = 10 * time.Second
 	writeTimeout = time.Minute
+	idleTimeout  = 2 * time.Minute // more than between two probes of a load balancer
 	stopTimeout  = 2 * time.Second // for requests under way when the agent stops
 	headMax      = 16 << 10
 )
@@ -28,7 +29,8 @@ type Server struct {
 	Name     string // for the log
 	Addr     netip.AddrPort
 	Handler  http.Handler
-	HardFail bool // an address that cannot be bound is an error; else it is tried again
+	HardFail bool        // an address that cannot be bound is an error; else it is tried again
+	Failed   func(error) // told once that the address cannot be bound; may be nil
 	Log      *slog.Logger
 }
 
@@ -40,13 +42,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	s.Log.Info("serving", "server", s.Name, "address", ln.Addr().String())
-	srv := &http.Server{
-		Handler:           s.Handler,
-		ReadHeaderTimeout: headTimeout,
-		WriteTimeout:      writeTimeout,
-		MaxHeaderBytes:    headMax,
-		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
-	}
+	srv := httpServer(s.Handler, s.Log)
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
@@ -64,6 +60,18 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
+// httpServer returns a server that no client can hold up for ever.
+func httpServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: headTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    headMax,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
 // listen binds the address. It returns nothing if ctx ends first.
 func (s *Server) listen(ctx context.Context) (net.Listener, error) {
 	var lc net.ListenConfig
@@ -74,6 +82,11 @@ func (s *Server) listen(ctx context.Context) (net.Listener, error) {
 			return ln, nil
 		case ctx.Err() != nil:
 			return nil, nil
+		}
+		if !told && s.Failed != nil {
+			s.Failed(err)
+		}
+		switch {
 		case s.HardFail:
 			return nil, fmt.Errorf("%s server: %w", s.Name, err)
 		case !told:

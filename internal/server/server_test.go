@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -20,6 +21,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // get asks h for path.
@@ -31,60 +34,130 @@ func get(t *testing.T, h http.Handler, path string) (code int, body string) {
 }
 
 func TestHealth(t *testing.T) {
-	applied := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	old, recent := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC)
+	well := [2]FamilyHealth{{true, old}, {true, recent}}
 	for _, tc := range []struct {
-		name            string
-		health          Health
-		healthz, livez  int
-		eligible        bool
-		familiesHealthy bool // whether they are shown at all: LastUpdated
+		name                   string
+		health                 Health
+		healthz, livez, readyz int
 	}{
-		{"all is well", Health{true, true, true, applied}, 200, 200, true, true},
-		{"an update is late", Health{false, true, true, applied}, 503, 503, true, false},
-		{"starting", Health{true, false, true, time.Time{}}, 503, 200, true, false},
-		{"the node goes away", Health{true, true, false, applied}, 503, 200, false, true},
+		{"all is well", Health{well, true, true}, 200, 200, 200},
+		{"an update of IPv4 is late", Health{[2]FamilyHealth{{false, old}, {true, recent}}, true, true}, 503, 503, 503},
+		{"an update of IPv6 is late", Health{[2]FamilyHealth{{true, old}, {false, recent}}, true, true}, 503, 503, 503},
+		{"starting", Health{[2]FamilyHealth{{Live: true}, {Live: true}}, false, true}, 200, 200, 503},
+		{"stuck at start", Health{[2]FamilyHealth{{}, {}}, false, true}, 503, 503, 503},
+		{"one family was updated", Health{[2]FamilyHealth{{true, old}, {Live: true}}, true, true}, 200, 200, 200},
+		{"the node goes away", Health{well, true, false}, 503, 200, 200},
+		{"it goes away, and an update is late", Health{[2]FamilyHealth{{false, old}, {true, recent}}, true, false}, 503, 503, 503},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var answers []string
-			h := HealthHandler(func() Health { return tc.health }, func(path string, code int) {
-				answers = append(answers, path+" "+http.StatusText(code))
-			})
-			for path, want := range map[string]int{"/healthz": tc.healthz, "/livez": tc.livez} {
-				code, body := get(t, h, path)
-				if code != want {
-					t.Errorf("%s: code %d, want %d", path, code, want)
+			srv := httptest.NewServer(HealthHandler(func() Health { return tc.health }, func(path string, code int) {
+				answers = append(answers, fmt.Sprint(path, " ", code))
+			}))
+			defer srv.Close()
+			for path, want := range map[string]int{"/healthz": tc.healthz, "/livez": tc.livez, "/readyz": tc.readyz} {
+				answers = nil
+				resp, err := http.Get(srv.URL + path)
+				if err != nil {
+					t.Fatal(err)
 				}
-				checkHealth(t, path, body, tc.health, want == 200)
-			}
-			if len(answers) != 2 {
-				t.Errorf("answers %q, want two", answers)
+				body, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if err != nil || resp.StatusCode != want || resp.Header.Get("Content-Type") != "application/json" {
+					t.Errorf("%s: %v, code %d, header %v; want %d, JSON", path, err, resp.StatusCode, resp.Header, want)
+				}
+				checkHealth(t, path, string(body), tc.health, want == 200)
+				if want := []string{fmt.Sprint(path, " ", want)}; !slices.Equal(answers, want) {
+					t.Errorf("told of answers %q, want %q", answers, want)
+				}
 			}
 		})
 	}
 }
 
-func checkHealth(t *testing.T, path, body string, h Health, healthy bool) {
+func checkHealth(t *testing.T, path, body string, h Health, ok bool) {
 	t.Helper()
 	var got map[string]any
 	if err := json.Unmarshal([]byte(body), &got); err != nil {
 		t.Fatalf("%s: %v in %q", path, err, body)
 	}
-	if got["healthy"] != healthy {
-		t.Errorf("%s: healthy = %v, want %v", path, got["healthy"], healthy)
+	if want := h.Families[0].Live && h.Families[1].Live; got["healthy"] != want {
+		t.Errorf("%s: healthy = %v, want %v: it is the proxy's health, not the node's", path, got["healthy"], want)
 	}
 	if e, there := got["nodeEligible"]; there != (path == "/healthz") || there && e != h.NodeEligible {
 		t.Errorf("%s: nodeEligible = %v", path, e)
 	}
-	if healthy && got["lastUpdated"] != got["currentTime"] {
-		t.Errorf("%s: lastUpdated = %v, want %v: it is recent in a healthy proxy", path, got["lastUpdated"], got["currentTime"])
+	last := time.Time{}
+	want := map[string]any{}
+	for i, f := range h.Families {
+		if !f.LastUpdated.IsZero() {
+			want[[]string{"IPv4", "IPv6"}[i]] = map[string]any{"lastUpdated": f.LastUpdated.Format(time.RFC3339Nano), "healthy": f.Live}
+			last = f.LastUpdated // the second is the more recent one
+		}
 	}
-	if _, there := got["status"]; there == h.LastUpdated.IsZero() {
-		t.Errorf("%s: status there: %v, updated: %v", path, there, h.LastUpdated)
+	switch status, there := got["status"]; {
+	case there != (len(want) > 0):
+		t.Errorf("%s: status = %v, want %v", path, status, want)
+	case there && !reflect.DeepEqual(status, want):
+		t.Errorf("%s: status = %v, want %v", path, status, want)
 	}
-	if !h.LastUpdated.IsZero() {
-		want := map[string]any{"lastUpdated": "2026-01-02T03:04:05Z", "healthy": h.Live}
-		if s := got["status"].(map[string]any); !reflect.DeepEqual(s["IPv4"], want) || !reflect.DeepEqual(s["IPv6"], want) {
-			t.Errorf("%s: status = %v, want %v for both families", path, s, want)
+	updated := any(last.Format(time.RFC3339Nano))
+	if ok {
+		updated = got["currentTime"]
+	}
+	if got["lastUpdated"] != updated {
+		t.Errorf("%s: lastUpdated = %v, want %v", path, got["lastUpdated"], updated)
+	}
+}
+
+func TestEligibility(t *testing.T) {
+	here, leaving, none := lb.Node{Known: true}, lb.Node{Known: true, Leaving: true}, lb.Node{}
+	for _, tc := range []struct {
+		name         string
+		nodes        []lb.Node
+		needs, alone bool // what is wanted with a source that must have a Node, and with another
+	}{
+		{"nothing was heard", nil, true, true},
+		{"the Node is there", []lb.Node{here}, true, true},
+		{"there is no Node from the start, as after a restart", []lb.Node{none}, false, true},
+		{"there was never a Node", []lb.Node{none, none}, false, true},
+		{"it comes late", []lb.Node{none, here}, true, true},
+		{"it is deleted", []lb.Node{here, none}, false, true},
+		{"it is deleted and created again", []lb.Node{here, none, here}, true, true},
+		{"it is tainted or being deleted", []lb.Node{here, leaving}, false, false},
+		{"it is leaving from the start", []lb.Node{leaving}, false, false},
+		{"the taint is taken away", []lb.Node{leaving, here}, true, true},
+		{"it leaves, and then it is gone", []lb.Node{here, leaving, none}, false, true},
+	} {
+		for needs, want := range map[bool]bool{true: tc.needs, false: tc.alone} {
+			e := Eligibility{NeedsNode: needs}
+			for _, n := range tc.nodes {
+				e.SetNode(n)
+			}
+			if got := e.Eligible(); got != want {
+				t.Errorf("%s (a Node is needed: %t): eligible %t, want %t", tc.name, needs, got, want)
+			}
+		}
+	}
+}
+
+// TestHealthAnswersAnyMethod: some load balancers probe with HEAD.
+func TestHealthAnswersAnyMethod(t *testing.T) {
+	health := HealthHandler(func() Health {
+		return Health{Families: [2]FamilyHealth{{Live: true}, {Live: true}}, Synced: true, NodeEligible: true}
+	}, nil)
+	numbers := MetricsHandler(prometheus.NewRegistry(), "ebpf", func() any { return nil }, slog.New(slog.DiscardHandler))
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions, "PROBE"} {
+		for _, at := range []struct {
+			h    http.Handler
+			path string
+		}{{health, "/healthz"}, {health, "/livez"}, {health, "/readyz"}, {numbers, "/healthz"}} {
+			rec := httptest.NewRecorder()
+			at.h.ServeHTTP(rec, httptest.NewRequest(method, at.path, nil))
+			if rec.Code != http.StatusOK {
+				t.Errorf("%s %s: code %d, want 200", method, at.path, rec.Code)
+			}
 		}
 	}
 }
@@ -118,7 +191,8 @@ func TestBindIsRetriedWithOneLine(t *testing.T) {
 	other, addr := occupied(t)
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		s := &Server{Name: "test", Addr: addr, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		failures := 0
+		s := &Server{Name: "test", Addr: addr, Log: slog.New(slog.NewTextHandler(&log, nil)), Failed: func(error) { failures++ }}
 		bound := make(chan net.Listener)
 		go func() {
 			ln, err := s.listen(t.Context())
@@ -137,6 +211,9 @@ func TestBindIsRetriedWithOneLine(t *testing.T) {
 		}
 		if n := strings.Count(log.String(), "\n"); n != 1 {
 			t.Errorf("%d lines in the log, want 1:\n%s", n, log.String())
+		}
+		if failures != 1 {
+			t.Errorf("told of %d failures, want 1", failures)
 		}
 	})
 }

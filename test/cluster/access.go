@@ -26,6 +26,8 @@ import (
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/lbproxy/lbproxy/internal/lab/nested"
 )
 
 // tokenSeconds is how long the token of a kubeconfig is valid.
@@ -33,7 +35,7 @@ const tokenSeconds = 24 * 60 * 60
 
 // Manifest returns the path of the file name in deploy/.
 func Manifest(name string) (string, error) {
-	root, err := repoRoot()
+	root, err := nested.Root()
 	if err != nil {
 		return "", fmt.Errorf("manifest %s: %w", name, err)
 	}

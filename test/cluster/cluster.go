@@ -215,7 +215,7 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	if c.apiserver != nil {
 		return errors.New("kube-apiserver: running already")
 	}
-	p, err := spawn(apiServer.name, c.opts.Dir, c.opts.Start, c.bin.APIServer, c.apiServerArgs()...)
+	p, err := spawn("kube-apiserver", c.opts.Dir, c.opts.Start, c.bin.APIServer, c.apiServerArgs()...)
 	if err != nil {
 		return err
 	}

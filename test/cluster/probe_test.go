@@ -94,7 +94,8 @@ func answersAt(port uint16, backends ...string) want { return want{lab.OK, port,
 
 // refused is the answer of a Service without endpoints. At an address that is no
 // Service's, nobody answers; at the node's own, the node refuses, but does not
-// tell UDP sockets that are not connected.
+// tell UDP sockets that are not connected. A cluster IP refuses at the ports that it has
+// not; connected UDP sockets of the node are not told. closed is any of these.
 var (
 	refused = want{kind: lab.Refused}
 	silent  = want{kind: lab.Timeout}

@@ -24,6 +24,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/lbproxy/lbproxy/internal/lab"
+	"github.com/lbproxy/lbproxy/internal/lab/nested"
 )
 
 const (
@@ -84,7 +85,7 @@ func newStage(t *testing.T) *stage {
 // build makes s.bin the way the Makefile does.
 func (s *stage) build(t *testing.T) {
 	t.Helper()
-	root, err := repoRoot()
+	root, err := nested.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,28 +277,28 @@ func containsAll(s string, texts []string) bool {
 	return !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(s, text) })
 }
 
-// healthz asks lbproxy on the node how it is.
-func (s *stage) healthz(ctx context.Context) (int, error) {
+// readyz asks lbproxy on the node whether the kernel has everything.
+func (s *stage) readyz(ctx context.Context) (int, error) {
 	client := &http.Client{
 		Timeout:   time.Second,
 		Transport: &http.Transport{DialContext: dialFrom(s.lab.Host(lab.Node)), DisableKeepAlives: true},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10256/healthz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10256/readyz", nil)
 	if err != nil {
-		return 0, fmt.Errorf("healthz: %w", err)
+		return 0, fmt.Errorf("readyz: %w", err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return 0, fmt.Errorf("healthz: %w", err)
+		return 0, fmt.Errorf("readyz: %w", err)
 	}
 	return resp.StatusCode, resp.Body.Close()
 }
 
-// awaitHealth waits until lbproxy answers with code.
+// awaitHealth waits until /readyz answers with code.
 func (s *stage) awaitHealth(t *testing.T, code int) {
 	t.Helper()
-	s.await(t, fmt.Sprintf("healthz %d", code), agentTimeout, func() error {
-		got, err := s.healthz(t.Context())
+	s.await(t, fmt.Sprintf("readyz %d", code), agentTimeout, func() error {
+		got, err := s.readyz(t.Context())
 		if err == nil && got != code {
 			err = fmt.Errorf("got %d", got)
 		}

@@ -197,7 +197,7 @@ func testPorts(t *testing.T, s *stage) {
 	svc = s.put(t, svc)
 	s.follow(t, began,
 		expect{"port change, new ports", answers("backend1", "backend2"), atCluster(svc)},
-		expect{"port change, old port", silent, old})
+		expect{"port change, old port", closed, old})
 
 	svc.Spec.Ports[0].TargetPort.IntVal, svc.Spec.Ports[1].TargetPort.IntVal = otherPort, otherPort
 	began = time.Now()
@@ -210,7 +210,7 @@ func testPorts(t *testing.T, s *stage) {
 	began = time.Now()
 	svc = s.put(t, svc)
 	s.follow(t, began,
-		expect{"remove the UDP port", silent, both[len(both)/2:]},
+		expect{"remove the UDP port", closed, both[len(both)/2:]},
 		expect{"the TCP port stays", answersAt(otherPort, "backend1", "backend2"), atCluster(svc)})
 	s.drop(t, svc)
 }

@@ -174,13 +174,13 @@ func (r *rig) runArgs(flags ...string) []string {
 // say.
 func (a *agent) awaitReady() {
 	a.r.t.Helper()
-	eventually(a.r.t, "healthz says 200", func() bool {
+	eventually(a.r.t, "readyz says 200", func() bool {
 		select {
 		case <-a.ended:
 			a.r.t.Fatalf("lbproxy run ended: %s\n%s", a.cmd.ProcessState, a.log.String())
 		default:
 		}
-		code, _, err := a.r.get(healthAddr, "/healthz")
+		code, _, err := a.r.get(healthAddr, "/readyz")
 		return err == nil && code == http.StatusOK
 	})
 }

@@ -34,7 +34,7 @@ func TestRefusalsLoseNothing(t *testing.T) {
 	missing := filepath.Join(plain, "missing")
 	file := filepath.Join(r.dir, "web.yaml")
 	for _, tc := range []struct {
-		name, flag string // on top of a run that would work; a later flag wins
+		name, flag string // on top of a run of eBPF that would work; a later flag wins
 		code       int
 		says       []string
 	}{
@@ -47,13 +47,13 @@ func TestRefusalsLoseNothing(t *testing.T) {
 		{"manifests in a file", "--manifests=" + file, 1, []string{"manifests: ", file + " is not a directory"}},
 		{"no such flag", "--cluster-cider=10.0.0.0/8", 2, []string{"unknown flag: --cluster-cider", "--help"}},
 		{"no range", "--cluster-cidr=10.244.0.0", 2, []string{"cluster-cidr (from --cluster-cidr)", `"10.244.0.0"`, "want a range such as"}},
-		{"host bits", "--cluster-cidr=10.244.0.1/16", 2, []string{"cluster-cidr", "did you mean 10.244.0.0/16?"}},
+		{"too many bits", "--cluster-cidr=10.244.0.0/33", 2, []string{"cluster-cidr (from --cluster-cidr)", `"10.244.0.0/33"`, "want a range such as"}},
 		{"no such algorithm", "--algorithm=fastest", 2, []string{"algorithm (from --algorithm)", "random, round-robin"}},
-		{"no such dataplane", "--dataplane=iptables", 2, []string{"the iptables dataplane is not in this version"}},
+		{"no such dataplane", "--dataplane=dpdk", 2, []string{"dataplane (from --dataplane)", "auto, ebpf"}},
 		{"a table too large", "--max-backends=99999999999", 2, []string{"max-backends (from --max-backends)", "want a number"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			res := r.lbproxy(r.runArgs(tc.flag)...)
+			res := r.lbproxy(r.runArgs("--dataplane=ebpf", tc.flag)...)
 			res.want(t, tc.code, tc.says...)
 			res.wantOneLine(t)
 		})
@@ -75,7 +75,8 @@ func TestWithoutRoot(t *testing.T) {
 		says    string
 		oneLine bool
 	}{
-		{r.runArgs(), 1, "the eBPF dataplane needs root", true},
+		{r.runArgs("--dataplane=ebpf"), 1, "the eBPF dataplane needs root", true},
+		{r.runArgs(), 1, "no dataplane works on this node: ebpf cannot run here: privileges: not root", true},
 		{[]string{"cleanup"}, 1, "cleanup: root is needed", true},
 		{[]string{"get", "services"}, 1, "needs root", true},
 		{[]string{"explain", "--from=10.244.1.2", "--to=" + string(webVIP)}, 1, "needs root", true},
@@ -105,11 +106,13 @@ func TestWithoutCgroup2(t *testing.T) {
 	a := r.run()
 	tr := r.traffic(webVIP)
 	says := []string{"no cgroup v2 mount", "mount -t cgroup2", "--cgroup-root"}
-	for _, args := range [][]string{r.runArgs(), {"check", "--manifests=" + r.dir}, {"cleanup"}} {
+	for _, args := range [][]string{r.runArgs("--dataplane=ebpf"), {"check", "--dataplane=ebpf", "--manifests=" + r.dir}} {
 		res := r.finish(r.withoutCgroup2(args...))
 		res.want(t, 1, says...)
 		t.Logf("%s: %s", args[0], res.stderr)
 	}
+	r.finish(r.withoutCgroup2("check", "--manifests="+r.dir)).want(t, 0, "would use iptables", "no cgroup v2 mount")
+	r.finish(r.withoutCgroup2("cleanup")).want(t, 1, "another lbproxy is running")
 	r.lbproxy("get", "services").want(t, 0, "web")
 	if !a.alive() {
 		t.Error("lbproxy ended")
@@ -149,8 +152,10 @@ func TestCheckSaysWhatIsInTheWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.lbproxy("check", "--manifests="+r.dir, "--bpffs="+plain).
+		want(t, 0, "mount -t bpf bpf "+plain, "would use iptables: ebpf cannot run here: bpffs")
+	r.lbproxy("check", "--dataplane=ebpf", "--manifests="+r.dir, "--bpffs="+plain).
 		want(t, 1, "mount -t bpf bpf "+plain, "this node is not fit: 1 of ")
-	r.lbproxy("check", "--manifests="+r.dir, "--cgroup-root="+plain).
+	r.lbproxy("check", "--dataplane=ebpf", "--manifests="+r.dir, "--cgroup-root="+plain).
 		want(t, 1, plain, "this node is not fit: 1 of ")
 	r.lbproxy("check", "--manifests="+plain+"/missing").want(t, 1, "no such file or directory", "this node is not fit: 1 of ")
 	if _, err := os.Stat(r.pins()); !errors.Is(err, os.ErrNotExist) {

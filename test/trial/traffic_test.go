@@ -193,7 +193,8 @@ func (tr *traffic) note(from string, res lab.Result) {
 	defer tr.mu.Unlock()
 	tr.made[from]++
 	if res.Kind != lab.OK {
-		tr.failed = append(tr.failed, fmt.Sprintf("%s: %s %s", from, res.Kind, res.Err))
+		begun := time.Now().Add(-res.Took).UTC().Format("15:04:05.000") // to be compared with logs
+		tr.failed = append(tr.failed, fmt.Sprintf("%s, begun at %s: %s %s", from, begun, res.Kind, res.Err))
 	}
 }
 

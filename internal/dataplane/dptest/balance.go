@@ -17,7 +17,7 @@ const randomDials = 64
 // runBalance checks who is picked how often.
 func runBalance(t *testing.T, e *env) {
 	e.dp = e.h.Dataplane(t)
-	for _, from := range []Origin{PodHooked, PodUnhooked, Outside} {
+	for _, from := range e.paths() {
 		t.Run("from "+string(from), func(t *testing.T) {
 			e.need(t, Feature(from))
 			e.sync(t, dataplane.Delta{Full: true})

@@ -77,7 +77,7 @@ var changeRows = []changeRow{
 		e.reaches(t, from, fe.Addr, e.backend(0))
 		e.put(t, e.service(t, "a", e.backends(0), next))
 		e.reaches(t, from, next.Addr, e.backend(0))
-		e.fails(t, from, fe.Addr, Untouched)
+		e.fails(t, from, fe.Addr, Refused)
 	}},
 	{"the type becomes NodePort and ClusterIP again", func(t *testing.T, e *env, from Origin) {
 		fe, port := e.clusterIP(80), e.nodePort()
@@ -155,7 +155,7 @@ var changeRows = []changeRow{
 func runChange(t *testing.T, e *env) {
 	e.dp = e.h.Dataplane(t)
 	for _, row := range changeRows {
-		for _, from := range []Origin{PodHooked, PodUnhooked, Outside} {
+		for _, from := range e.paths() {
 			t.Run(row.name+", from "+string(from), func(t *testing.T) {
 				e.need(t, Feature(from))
 				e.sync(t, dataplane.Delta{Full: true})

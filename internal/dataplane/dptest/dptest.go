@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
@@ -25,6 +26,7 @@ const (
 	PodUnhooked Origin = "unhooked pod" // on the node, on the packet path
 	Node        Origin = "node"         // a process of the node
 	Outside     Origin = "outside"      // another machine, no pod
+	Remote      Origin = "remote pod"   // on another node
 	Self        Origin = "backend 0"    // Addresses.Backends[0], on the packet path if it can be
 )
 
@@ -46,6 +48,8 @@ type Flow struct {
 	To    netip.AddrPort
 	Proto lb.Proto
 	N     int
+
+	Source netip.Addr // that the caller binds to, one of the origin's; zero: it leaves the choice to its host
 
 	// Silence says that no answer is expected, so a short wait for one will do.
 	// Without it an answer may take as long as a busy machine needs.
@@ -76,9 +80,10 @@ type Addresses struct {
 	Backends     []Backend // at least three local ones, those first
 	Ports        [2]uint16 // at both of which every backend answers, TCP and UDP
 	Node         []netip.Addr
-	ServiceVIPs  []netip.Prefix // for cluster IPs: one of each family, 256 addresses or more
-	ExternalVIPs []netip.Prefix // for load balancer and external IPs, as ServiceVIPs
-	Sources      map[Origin][]netip.Addr
+	ServiceVIPs  []netip.Prefix          // for cluster IPs: one of each family, 256 addresses or more
+	ExternalVIPs []netip.Prefix          // for load balancer and external IPs, as ServiceVIPs
+	Sources      map[Origin][]netip.Addr // those of Node are all it has
+	Many         []netip.Addr            // further addresses of Outside, dozens of each family
 }
 
 // Feature is something that not every Harness can do. Each Origin is one, too.
@@ -100,6 +105,12 @@ const (
 	FeatureHeld       Feature = "holds connections"
 	FeatureExactTurns Feature = "exact round-robin"  // else: each backend is reached
 	FeatureDrop       Feature = "drop is not refuse" // else: a drop may look like a refusal
+	FeatureReopen     Feature = "starts again"       // the Harness is a Reopener
+	FeatureFlows      Feature = "holds UDP flows"    // the Harness is a FlowHolder
+
+	FeatureSocketPath    Feature = "translates sockets"      // else: processes of the node are on the packet path, too
+	FeatureReferenceHash Feature = "hashes as the reference" // else: by a hash of its own
+	FeatureExactLoad     Feature = "knows loads exactly"     // else: now and then, and the Harness is a Refresher
 )
 
 // WriteCounter is implemented by a Dataplane that counts its writes to the kernel.
@@ -118,6 +129,42 @@ type Held struct {
 	Close   func()       // the dataplane knows of the end when it returns
 }
 
+// HeldFlow is a UDP flow that lasts until it is closed.
+type HeldFlow struct {
+	Backend   netip.AddrPort
+	Connected bool // the socket was translated when it was connected: it cannot move
+
+	// Again makes one more exchange on the same socket and returns who answered.
+	// The error tells that nobody did, within a short time if silence says that this
+	// is expected, or that the socket was destroyed.
+	Again func(silence bool) (netip.AddrPort, error)
+	Close func()
+}
+
+// FlowHolder is implemented by a Harness that can hold UDP flows.
+type FlowHolder interface {
+	// OpenFlow makes a first exchange, which must succeed.
+	OpenFlow(t *testing.T, f Flow) HeldFlow
+}
+
+// Reopener is implemented by a Harness whose agent can start again: what the kernel
+// has stays.
+type Reopener interface {
+	Reopen(t *testing.T) dataplane.Dataplane
+}
+
+// Refresher is implemented by a Harness whose dataplane knows loads only now and then.
+type Refresher interface {
+	// Refresh makes the dataplane look at the loads, and heed them when it returns.
+	Refresh(t *testing.T)
+}
+
+// Waiter is implemented by a Harness that has a clock of its own.
+type Waiter interface {
+	Wait(d time.Duration)
+	Now() time.Time
+}
+
 // Harness connects the suite with a dataplane and a network.
 type Harness interface {
 	// Dataplane returns an empty Dataplane, which ends with t. There is one at a
@@ -133,23 +180,65 @@ type Harness interface {
 	Supports(f Feature) bool
 }
 
+// sections are the parts of the contract, for each protocol and family.
+var sections = []struct {
+	name string
+	run  func(t *testing.T, e *env)
+}{
+	{"reach", runReach}, {"change", runChange}, {"balance", runBalance}, {"algorithms", runAlgorithms},
+	{"affinity", runAffinity}, {"ranges", runRanges}, {"drain", runDrain}, {"contract", runContract},
+}
+
 // Run runs the whole contract. What the Harness does not support is skipped, and
 // listed at the end.
-func Run(t *testing.T, h Harness) {
+func Run(t *testing.T, h Harness) { RunSome(t, h, nil) }
+
+// RunSome runs the parts of the contract that some has, named as "TCP over IPv4/reach"; nil
+// has all.
+func RunSome(t *testing.T, h Harness, some []string) {
 	s := &suite{h: h, addrs: h.Addrs(), skipped: map[Feature]int{}}
 	defer s.report(t)
+	ran := 0
 	for _, proto := range []lb.Proto{lb.TCP, lb.UDP} {
 		for _, fam := range []lb.Family{lb.IPv4, lb.IPv6} {
-			t.Run(fmt.Sprintf("%s over %s", proto, fam), func(t *testing.T) {
+			kind := fmt.Sprintf("%s over %s", proto, fam)
+			t.Run(kind, func(t *testing.T) {
 				s.need(t, Feature(proto.String()), Feature(fam.String()))
-				t.Run("reach", func(t *testing.T) { runReach(t, s.env(proto, fam)) })
-				t.Run("change", func(t *testing.T) { runChange(t, s.env(proto, fam)) })
-				t.Run("balance", func(t *testing.T) { runBalance(t, s.env(proto, fam)) })
-				t.Run("algorithms", func(t *testing.T) { runAlgorithms(t, s.env(proto, fam)) })
-				t.Run("contract", func(t *testing.T) { runContract(t, s.env(proto, fam)) })
+				for _, sec := range sections {
+					if some == nil || slices.Contains(some, kind+"/"+sec.name) {
+						ran++
+						t.Run(sec.name, func(t *testing.T) { sec.run(t, s.env(proto, fam)) })
+					}
+				}
 			})
 		}
 	}
+	if some != nil && ran != len(some) {
+		t.Errorf("%d parts of %v ran", ran, some)
+	}
+}
+
+// Names returns the names of the rows of session affinity, source ranges, draining and
+// change, as "section/row": those that run for several origins say that behind a comma.
+func Names() []string {
+	names := []string{"affinity/it survives a start of the agent", "affinity/the timeout slides, and ends",
+		"ranges/what is established outlives its range"}
+	for _, row := range affinityRows {
+		names = append(names, "affinity/"+row.name)
+	}
+	for _, row := range rangeRows {
+		names = append(names, "ranges/"+row.name)
+	}
+	for _, row := range drainRows {
+		names = append(names, "drain/the backend "+row.name)
+	}
+	for _, row := range changeRows {
+		names = append(names, "change/"+row.name)
+	}
+	for _, row := range reachRows {
+		names = append(names, "reach/"+row.target)
+	}
+	return names
 }
 
 // suite is what all rows share.
@@ -214,6 +303,32 @@ func (e *env) try(t *testing.T, from Origin, to netip.AddrPort, n int) (Flow, Ou
 	t.Helper()
 	f := Flow{From: from, To: to, Proto: e.proto, N: n}
 	return f, e.h.Try(t, f)
+}
+
+// paths are the origins of rows that are about paths through the dataplane. Without a
+// socket path both sorts of pods are on the same one.
+func (e *env) paths() []Origin {
+	if !e.h.Supports(FeatureSocketPath) {
+		return []Origin{PodUnhooked, Outside}
+	}
+	return []Origin{PodHooked, PodUnhooked, Outside}
+}
+
+// wait lets d pass.
+func (e *env) wait(d time.Duration) {
+	if w, ok := e.h.(Waiter); ok {
+		w.Wait(d)
+		return
+	}
+	<-time.After(d)
+}
+
+// now returns the time by which d passes in wait.
+func (e *env) now() time.Time {
+	if w, ok := e.h.(Waiter); ok {
+		return w.Now()
+	}
+	return time.Now()
 }
 
 // reaches fails unless to is answered by exactly the backends want.

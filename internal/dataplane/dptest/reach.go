@@ -87,6 +87,7 @@ const (
 	anySource source = ""
 	client    source = "the client's"
 	node      source = "the node's"
+	socket    source = "a socket's" // the client's where sockets are translated, else the node's
 )
 
 // reachRow is one row: who gets which answer at a target.
@@ -110,14 +111,14 @@ var reachRows = []reachRow{
 	{clusterIP, []Origin{Node}, OK, nil, anySource},
 	{clusterIP, []Origin{Outside}, OK, nil, node},
 
-	// Traffic policy Cluster. Sockets on the node are never masqueraded.
-	{nodePort, []Origin{PodHooked}, OK, nil, client},
+	// Traffic policy Cluster. Sockets that are translated are never masqueraded.
+	{nodePort, []Origin{PodHooked}, OK, nil, socket},
 	{nodePort, []Origin{Node}, OK, nil, anySource},
 	{nodePort, []Origin{PodUnhooked, Outside}, OK, nil, node},
-	{loadBalancer, []Origin{PodHooked}, OK, nil, client},
+	{loadBalancer, []Origin{PodHooked}, OK, nil, socket},
 	{loadBalancer, []Origin{Node}, OK, nil, anySource},
 	{loadBalancer, []Origin{PodUnhooked, Outside}, OK, nil, node},
-	{externalIP, []Origin{PodHooked}, OK, nil, client},
+	{externalIP, []Origin{PodHooked}, OK, nil, socket},
 	{externalIP, []Origin{Node}, OK, nil, anySource},
 	{externalIP, []Origin{PodUnhooked, Outside}, OK, nil, node},
 
@@ -148,7 +149,7 @@ var reachRows = []reachRow{
 	{selfIP, []Origin{Self}, OK, first, anySource},
 	{selfPort, []Origin{Self}, OK, first, anySource},
 
-	{otherPort, everyone, Untouched, nil, anySource},
+	{otherPort, []Origin{PodHooked, PodUnhooked, Outside}, Refused, nil, anySource},
 	{nobodysIP, everyone, Untouched, nil, anySource},
 	{otherNodePort, everyone, Untouched, nil, anySource},
 }
@@ -172,24 +173,50 @@ func runReach(t *testing.T, e *env) {
 		}
 	}
 	e.localhost(t, w)
+	t.Run(otherPort+" from node", func(t *testing.T) {
+		e.need(t, Feature(Node))
+		e.fails(t, Node, w.to[otherPort], e.unknown(Node, e.proto))
+	})
 	t.Run("another protocol at a cluster IP", func(t *testing.T) {
-		e.need(t, FeatureTCP, FeatureUDP, Feature(PodHooked))
-		f := Flow{From: PodHooked, To: w.to[clusterIP], Proto: lb.TCP + lb.UDP - e.proto, N: 1, Silence: true}
-		if got := e.h.Try(t, f); got.Verdict == OK {
-			t.Errorf("%s: answered by %v", f, got.Backends)
+		e.need(t, FeatureTCP, FeatureUDP)
+		for _, from := range everyone {
+			if !e.h.Supports(Feature(from)) {
+				continue
+			}
+			want := e.unknown(from, lb.TCP+lb.UDP-e.proto)
+			f := Flow{From: from, To: w.to[clusterIP], Proto: lb.TCP + lb.UDP - e.proto, N: 1, Silence: want != Refused}
+			if got := e.h.Try(t, f); got.Verdict == OK || want == Refused && got.Verdict != Refused {
+				t.Errorf("%s: %s by %v, want %s", f, got.Verdict, got.Backends, want)
+			}
 		}
 	})
 }
 
-// localhost checks that a node port answers at the node's own loopback address.
+// unknown returns what a caller gets at a port that a cluster IP has not. Where sockets
+// are translated a process of the node may connect one for UDP there, and then gets
+// silence.
+func (e *env) unknown(from Origin, proto lb.Proto) Verdict {
+	if from == Node && proto == lb.UDP && e.h.Supports(FeatureSocketPath) {
+		return Untouched
+	}
+	return Refused
+}
+
+// localhost checks that a node port answers at the node's own loopback address, or that
+// it does not, if the harness cannot do that.
 func (e *env) localhost(t *testing.T, w *world) {
 	t.Run("node port on localhost from node", func(t *testing.T) {
 		addr, feature := netip.MustParseAddr("127.0.0.1"), FeatureLocalhost4
 		if e.fam == lb.IPv6 {
 			addr, feature = netip.IPv6Loopback(), FeatureLocalhost6
 		}
-		e.need(t, Feature(Node), feature)
-		e.reaches(t, Node, netip.AddrPortFrom(addr, w.to[nodePort].Port()), e.all()...)
+		e.need(t, Feature(Node))
+		to := netip.AddrPortFrom(addr, w.to[nodePort].Port())
+		if !e.h.Supports(feature) {
+			e.fails(t, Node, to, Untouched)
+			return
+		}
+		e.reaches(t, Node, to, e.all()...)
 	})
 }
 
@@ -225,8 +252,8 @@ func (e *env) check(t *testing.T, row reachRow, from Origin, to netip.AddrPort) 
 		return
 	}
 	allowed := e.addrs.Sources[from]
-	if row.source == node {
-		allowed = e.addrs.Node
+	if row.source == node || row.source == socket && !e.h.Supports(FeatureSocketPath) {
+		allowed = e.addrs.Sources[Node]
 	}
 	if got.Verdict == OK && len(got.Seen) == 0 {
 		t.Errorf("from %s to %s: the harness tells no source", from, to)

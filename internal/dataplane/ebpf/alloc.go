@@ -55,6 +55,50 @@ func (a *ids) adopt(used []uint32) {
 
 func (a *ids) used() uint32 { return a.next - 1 - uint32(len(a.free)) }
 
+// marks is a set of indexes that is emptied in no time.
+type marks struct {
+	round  uint32
+	marked []uint32 // by index: the round in which it was
+}
+
+// set makes the members of lists the set, and returns a test for it.
+func (m *marks) set(lists [scopes][]uint32) (has func(uint32) bool) {
+	if m.round++; m.round == 0 { // all that is older would seem new
+		clear(m.marked)
+		m.round = 1
+	}
+	for _, ids := range lists {
+		for _, id := range ids {
+			m.mark(id)
+		}
+	}
+	return m.has
+}
+
+func (m *marks) mark(id uint32) {
+	if int(id) >= len(m.marked) {
+		m.marked = append(m.marked, make([]uint32, int(id)-len(m.marked)+1)...)
+	}
+	m.marked[id] = m.round
+}
+
+func (m *marks) has(id uint32) bool { return int(id) < len(m.marked) && m.marked[id] == m.round }
+
+// without returns the members of lists that are not in the set, each once, and adds
+// them to it.
+func (m *marks) without(lists [scopes][]uint32) (out []uint32) {
+	for _, ids := range lists {
+		for _, id := range ids {
+			if m.has(id) {
+				continue
+			}
+			m.mark(id)
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
 // region is a run of slots. Its size is a power of two.
 type region struct {
 	base, size uint32

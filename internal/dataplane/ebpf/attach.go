@@ -118,12 +118,17 @@ var deviceHooks = []deviceHook{
 	{"ingress", ebpf.AttachTCXIngress, clsactIngress, lbProgLbIngress, lbProgLbIngressL3},
 }
 
-// program returns the hook's program for a device.
-func (h deviceHook) program(p programs, hasL2 bool) *ebpf.Program {
+// program returns a hook's program for a device.
+func (d *Dataplane) program(h deviceHook, hasL2 bool) (_ *ebpf.Program, err error) {
 	if hasL2 {
-		return p[h.l2]
+		return d.progs[h.l2], nil
 	}
-	return p[h.l3]
+	if d.layer3 == nil {
+		if d.layer3, err = loadLayer3(d.maps, d.opts.Local); err != nil {
+			d.layer3 = nil // tried again at the next look
+		}
+	}
+	return d.layer3[h.l3], err
 }
 
 // linkName is the name of a device's pinned link.
@@ -133,8 +138,11 @@ func (h deviceHook) linkName(ifindex int) string { return fmt.Sprintf("tcx-%d-%s
 // (6.6), by a clsact filter otherwise.
 func (d *Dataplane) attachDevice(ifindex int, hasL2 bool) error {
 	for _, h := range deviceHooks {
-		prog := h.program(d.progs, hasL2)
-		err := d.attachTCX(h, ifindex, prog)
+		prog, err := d.program(h, hasL2)
+		if err != nil {
+			return err
+		}
+		err = d.attachTCX(h, ifindex, prog)
 		if errors.Is(err, ebpf.ErrNotSupported) {
 			err = attachClsact(h, ifindex, prog)
 		}

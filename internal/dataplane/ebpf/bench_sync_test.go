@@ -199,3 +199,22 @@ func BenchmarkCommit(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkSyncBig is one Service of 5,000 backends losing or gaining one.
+func BenchmarkSyncBig(b *testing.B) {
+	r := newBenchRig(b)
+	const n = 5000
+	worlds := []dataplane.Delta{
+		{Put: []*dataplane.Service{benchService(b, 0, n)}}, {Put: []*dataplane.Service{benchService(b, 0, n-1)}},
+	}
+	r.sync(worlds[0])
+	b.ResetTimer()
+	for i := range b.N {
+		r.sync(worlds[(i+1)%2])
+		if i%64 == 0 {
+			b.StopTimer()
+			r.d.reclaim(context.Background())
+			b.StartTimer()
+		}
+	}
+}

@@ -55,7 +55,7 @@ func newBenchRig(b *testing.B) *benchRig {
 	if err := l.Host(lab.Node).Do(func() (err error) {
 		r.d, err = Open(Options{
 			CgroupRoot: l.CgroupRoot(), BPFFS: l.BPFFS(), NodeName: "node",
-			PodRanges: []netip.Prefix{lab.ClusterPods4, lab.ClusterPods6},
+			Local: podRanges(),
 		})
 		return err
 	}); err != nil {

@@ -18,11 +18,24 @@ type chooseAddr struct {
 	W [4]uint32
 }
 
+type chooseAffinity struct {
+	_       structs.HostLayout
+	Backend uint32
+	Gen     uint32
+	Last    uint64
+}
+
+type chooseAffinityKey struct {
+	_       structs.HostLayout
+	Client  chooseAddr
+	Service uint32
+}
+
 type chooseBackend struct {
 	_       structs.HostLayout
 	Addr    chooseAddr
 	Port    uint16
-	Proto   uint8
+	Pools   uint8
 	State   uint8
 	Gen     uint32
 	Service uint32
@@ -61,9 +74,10 @@ type chooseConn struct {
 }
 
 type chooseDevice struct {
-	_  structs.HostLayout
-	V4 chooseAddr
-	V6 chooseAddr
+	_    structs.HostLayout
+	V4   chooseAddr
+	V6   chooseAddr
+	Pods uint32
 }
 
 type chooseFragKey struct {
@@ -120,8 +134,10 @@ type choosePrefix struct {
 }
 
 type chooseService struct {
-	_    structs.HostLayout
-	Pool [2]uint64
+	_        structs.HostLayout
+	Pool     [2]uint64
+	Affinity uint32
+	Pad      [3]uint32
 }
 
 type chooseServiceState struct {
@@ -136,6 +152,13 @@ type chooseSettings struct {
 	HashSeed uint64
 	Node     uint64
 	Host     [2]chooseAddr
+	Cluster  [2]struct {
+		_    structs.HostLayout
+		Mask chooseAddr
+		Bits chooseAddr
+	}
+	Localhost [2]uint32
+	Known     [2]uint32
 }
 
 type chooseSlot struct {
@@ -158,6 +181,13 @@ type chooseSockState struct {
 	FlowPort uint16
 	Signal   uint8
 	Pad      [5]uint8
+}
+
+type chooseSourceRange struct {
+	_       structs.HostLayout
+	Len     uint32
+	Service uint32
+	Addr    chooseAddr
 }
 
 type chooseTuple struct {
@@ -195,6 +225,7 @@ type chooseUdpFlowKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	chooseMapAffinities    = "affinities"
 	chooseMapBackendStats  = "backend_stats"
 	chooseMapBackends      = "backends"
 	chooseMapConns         = "conns"
@@ -211,6 +242,7 @@ const (
 	chooseMapSettings      = "settings"
 	chooseMapSlots         = "slots"
 	chooseMapSockStates    = "sock_states"
+	chooseMapSourceRanges  = "source_ranges"
 	chooseMapUdpFlows      = "udp_flows"
 	chooseProgBenchChoose  = "bench_choose"
 	chooseProgTestClose    = "test_close"
@@ -271,6 +303,7 @@ type chooseProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type chooseMapSpecs struct {
+	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
 	BackendStats  *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Conns         *ebpf.MapSpec `ebpf:"conns"`
@@ -287,6 +320,7 @@ type chooseMapSpecs struct {
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockStates    *ebpf.MapSpec `ebpf:"sock_states"`
+	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
 }
 
@@ -319,6 +353,7 @@ func (o *chooseObjects) Close() error {
 //
 // It can be passed to loadChooseObjects or ebpf.CollectionSpec.LoadAndAssign.
 type chooseMaps struct {
+	Affinities    *ebpf.Map `ebpf:"affinities"`
 	BackendStats  *ebpf.Map `ebpf:"backend_stats"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Conns         *ebpf.Map `ebpf:"conns"`
@@ -335,11 +370,13 @@ type chooseMaps struct {
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockStates    *ebpf.Map `ebpf:"sock_states"`
+	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
 }
 
 func (m *chooseMaps) Close() error {
 	return _ChooseClose(
+		m.Affinities,
 		m.BackendStats,
 		m.Backends,
 		m.Conns,
@@ -356,6 +393,7 @@ func (m *chooseMaps) Close() error {
 		m.Settings,
 		m.Slots,
 		m.SockStates,
+		m.SourceRanges,
 		m.UdpFlows,
 	)
 }

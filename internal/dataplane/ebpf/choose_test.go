@@ -98,7 +98,7 @@ func (c *chooser) put(algorithm string, weights []uint16, ramps int) *dataplane.
 func (c *chooser) pick(table algo.Table, in algo.Input) (kernel, want int, backend uint32) {
 	c.t.Helper()
 	id := c.d.services[c.name].id
-	slots := c.d.ids(c.d.services[c.name], lb.ScopeCluster)
+	slots := c.d.maps.pool(c.d.services[c.name].id, lb.ScopeCluster)
 	now := uint32(monotonic() / time.Millisecond)
 	in.Load = func(i int) algo.Load {
 		us, at := c.d.maps.latencyAt(slots[i].Backend)
@@ -214,7 +214,7 @@ func TestBoundsUnderLoad(t *testing.T) {
 	if _, _, err := c.progs["bench_choose"].Benchmark(frame, 1000, nil); err != nil { // nobody else is at work now
 		t.Fatal(err)
 	}
-	for i, s := range c.d.ids(c.d.services[c.name], lb.ScopeCluster) {
+	for i, s := range c.d.maps.pool(c.d.services[c.name].id, lb.ScopeCluster) {
 		if live := int64(c.d.maps.liveOf(s.Backend)); live < 0 || live > 500 {
 			t.Errorf("member %d has %d connections, want 0 to 500", i, live)
 		}
@@ -226,7 +226,7 @@ func TestBoundsUnderLoad(t *testing.T) {
 func (c *chooser) checkBounds() {
 	c.t.Helper()
 	svc := c.d.services[c.name]
-	slots, content := c.d.ids(svc, lb.ScopeCluster), c.d.content(svc, lb.ScopeCluster)
+	slots, content := c.d.maps.pool(svc.id, lb.ScopeCluster), c.d.content(svc, lb.ScopeCluster)
 	h, table := tableOf(content, uint32(len(slots)))
 	l := h.layout(uint32(len(slots)))
 	if !h.has(howBounds) || content[l.bounds].Backend != 0 {

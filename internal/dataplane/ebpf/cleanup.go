@@ -20,6 +20,11 @@ func Cleanup(opts Options) (removed []string, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("root is needed")
 	}
+	if opts.BPFFS == "" || opts.BPFFS == defaultBPFFS {
+		if _, err := os.Stat(stateDir(defaultBPFFS)); errors.Is(err, os.ErrNotExist) {
+			return cleanupFilters() // a node that cannot run it may have no bpffs, and no cgroup
+		}
+	}
 	if opts, err = opts.orDefault(); err != nil {
 		return nil, err
 	}
@@ -35,10 +40,18 @@ func Cleanup(opts Options) (removed []string, err error) {
 			err = errors.Join(err, f.Close())
 		}
 	}()
+	return cleanupAll(opts)
+}
+
+// cleanupAll is Cleanup for who has the locks.
+func cleanupAll(opts Options) (removed []string, err error) {
 	removed, errFilters := cleanupFilters()
-	pins, errPins := cleanupPins(filepath.Join(opts.BPFFS, "lbproxy"))
+	pins, errPins := cleanupPins(stateDir(opts.BPFFS))
 	return append(removed, pins...), errors.Join(errFilters, errPins)
 }
+
+// stateDir is where everything that lbproxy keeps is pinned below a bpffs mount.
+func stateDir(bpffs string) string { return filepath.Join(bpffs, "lbproxy") }
 
 // cleanupFilters removes clsact filters from all devices.
 func cleanupFilters() (removed []string, err error) {

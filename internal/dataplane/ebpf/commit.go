@@ -33,11 +33,16 @@ func (d *Dataplane) unplace(svc *service, id uint32) {
 		if at == noPlace {
 			continue
 		}
-		slots := d.ids(svc, sc)
-		if !d.maps.head(svc.id, sc).has(howBounds) || at >= uint32(len(slots)) || slots[at].Backend != id {
+		ids := svc.ids[sc]
+		if !d.maps.head(svc.id, sc).has(howBounds) || at >= uint32(len(ids)) || ids[at] != id {
 			d.setPlace(id, sc, noPlace)
 		}
 	}
+}
+
+// hasBounds tells whether a pool of svc has bounds.
+func (d *Dataplane) hasBounds(svc *service) bool {
+	return d.maps.head(svc.id, lb.ScopeCluster).has(howBounds) || d.maps.head(svc.id, lb.ScopeLocal).has(howBounds)
 }
 
 func (d *Dataplane) setPlace(id uint32, sc lb.Scope, at uint16) {
@@ -49,18 +54,23 @@ func (d *Dataplane) setPlace(id uint32, sc lb.Scope, at uint16) {
 
 // seedLatency gives new backends of a Service that is balanced by time the mean of
 // the others. One of which nothing is known would seem the fastest of all.
-func (d *Dataplane) seedLatency(c *change, before map[uint32]bool) {
-	var sum, n uint64
-	for id := range before {
-		if us := uint64(d.maps.latencyOf(id)); us > 0 {
-			sum, n = sum+us, n+1
-		}
-	}
+func (d *Dataplane) seedLatency(c *change) {
 	byTime := false
 	for _, p := range c.pools {
 		byTime = byTime || !p.same && len(p.content) > 0 && headOf(p.content).cost() == algo.Time
 	}
-	if n == 0 || !byTime {
+	if !byTime || len(c.fresh) == 0 {
+		return
+	}
+	var sum, n uint64
+	for _, ids := range c.svc.ids {
+		for _, id := range ids {
+			if us := uint64(d.maps.latencyOf(id)); us > 0 {
+				sum, n = sum+us, n+1
+			}
+		}
+	}
+	if n == 0 {
 		return
 	}
 	now := uint32(monotonic() / time.Millisecond)
@@ -94,12 +104,12 @@ func monotonic() time.Duration {
 // resumeTurns returns where the turns of a pool's next content start, so that they
 // go on behind the backend whose turn it was last, whoever else came or went.
 func (d *Dataplane) resumeTurns(svc *service, sc lb.Scope, p *poolChange) uint32 {
-	slots := d.ids(svc, sc)
-	if headOf(p.content).kind() != algo.Seq || len(slots) == 0 || len(p.ids) == 0 {
+	ids := svc.ids[sc]
+	if headOf(p.content).kind() != algo.Seq || len(ids) == 0 || len(p.ids) == 0 {
 		return 0
 	}
 	base := d.content(svc, sc)
-	h, old := tableOf(base, uint32(len(slots)))
+	h, old := tableOf(base, uint32(len(ids)))
 	_, next := tableOf(p.content, uint32(len(p.ids)))
 	if old.Kind != algo.Seq {
 		return 0
@@ -108,10 +118,10 @@ func (d *Dataplane) resumeTurns(svc *service, sc lb.Scope, p *poolChange) uint32
 	for i, id := range p.ids {
 		index[id] = i
 	}
-	moved := make([]int, len(slots))
-	for i, s := range slots {
+	moved := make([]int, len(ids))
+	for i, id := range ids {
 		moved[i] = -1
-		if at, ok := index[s.Backend]; ok {
+		if at, ok := index[id]; ok {
 			moved[i] = at
 		}
 	}

@@ -5,72 +5,42 @@
 package ebpf
 
 import (
-	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/dataplane/dptest"
+	"github.com/lbproxy/lbproxy/internal/dataplane/labtest"
 	"github.com/lbproxy/lbproxy/internal/lab"
-	"github.com/lbproxy/lbproxy/internal/lb"
-)
-
-// How long a caller waits for an answer: for one that should not come, and for
-// one that should, on a machine that may be emulated and busy.
-const (
-	silence  = 400 * time.Millisecond
-	patience = 10 * time.Second
 )
 
 // netHarness runs the contract with real packets.
 type netHarness struct {
-	lab       *lab.Lab
-	rig       *rig
-	connected bool // UDP sockets connect
-	port      uint16
+	*labtest.Net
+	rig *rig
 }
 
-var contractBackends = []string{"backend1", "backend2", "backend3", "remote1"}
-
-// originHosts are the lab's hosts for the contract's origins. backend1 is not
-// hooked, so that it meets itself on the packet path.
-var originHosts = map[dptest.Origin]string{
-	dptest.PodHooked:   "client1",
-	dptest.PodUnhooked: "client2",
-	dptest.Node:        lab.Node,
-	dptest.Outside:     lab.Outside,
-	dptest.Self:        "backend1",
-}
-
-func contractPods() []lab.PodSpec {
-	pods := lab.DefaultPods()
-	for i := range pods {
-		if pods[i].Name == "backend1" {
-			pods[i].Unhooked = true
-		}
-	}
-	return pods
-}
-
-var contractPorts = [2]uint16{backendPort, 8081}
-
-// newNetHarness makes a lab with servers.
+// newNetHarness makes a lab with servers, and UDP sockets that connect or not.
 func newNetHarness(t *testing.T, connected bool) *netHarness {
 	t.Helper()
-	l := newLab(t, lab.Options{Pods: contractPods()})
-	for _, name := range contractBackends {
-		for _, port := range contractPorts {
-			serve(t, l.Host(name), port)
-		}
-	}
-	return &netHarness{lab: l, connected: connected}
+	h := &netHarness{Net: labtest.New(t)}
+	h.Sockets, h.Connect = true, func(dptest.Flow) bool { return connected }
+	h.Lost = h.tellLost
+	return h
 }
 
 func (h *netHarness) Dataplane(t *testing.T) dataplane.Dataplane {
-	r := &rig{t: t, lab: h.lab, opts: labOptions(t, h.lab)}
+	return h.open(t, func(o *Options) {
+		o.NodeAddrs = h.Lab.Host(lab.Node).Addrs() // as the Node object says
+	})
+}
+
+// open starts a Dataplane, of which nothing stays behind t.
+func (h *netHarness) open(t *testing.T, edit func(*Options)) *Dataplane {
+	t.Helper()
+	r := &rig{t: t, lab: h.Lab, opts: labOptions(t, h.Lab)}
+	edit(&r.opts)
 	t.Cleanup(func() {
-		r.stop()
-		if err := h.lab.Host(lab.Node).Do(func() error {
+		if err := h.Lab.Host(lab.Node).Do(func() error {
 			_, err := Cleanup(r.opts)
 			return err
 		}); err != nil {
@@ -82,11 +52,17 @@ func (h *netHarness) Dataplane(t *testing.T) dataplane.Dataplane {
 	return r.dp
 }
 
+// Reopen ends the agent and starts it again.
+func (h *netHarness) Reopen(*testing.T) dataplane.Dataplane {
+	h.rig.stop()
+	h.rig.start()
+	return h.rig.dp
+}
+
 // tellLost logs what the kernel knows when an exchange that should be answered
 // was not.
-func (h *netHarness) tellLost(t *testing.T, from dptest.Origin, r lab.Result) {
+func (h *netHarness) tellLost(t *testing.T, _ dptest.Origin, r lab.Result) {
 	t.Helper()
-	t.Logf("lost, from %s %s after %v: %s", from, r.Local, r.Took, r.Err)
 	drops, err := h.rig.dp.maps.drops()
 	t.Logf("drops %v, %v", drops, err)
 	var (
@@ -106,93 +82,24 @@ func (h *netHarness) tellLost(t *testing.T, from dptest.Origin, r lab.Result) {
 	}
 }
 
-func (h *netHarness) Addrs() dptest.Addresses {
-	a := dptest.Addresses{
-		Ports:        contractPorts,
-		Node:         h.lab.Host(lab.Node).Addrs(),
-		ServiceVIPs:  []netip.Prefix{lab.ServiceVIPs4, lab.ServiceVIPs6},
-		ExternalVIPs: []netip.Prefix{lab.BalanceVIPs4, lab.BalanceVIPs6},
-		Sources:      map[dptest.Origin][]netip.Addr{},
-	}
-	for _, name := range contractBackends {
-		b := h.lab.Host(name)
-		a.Backends = append(a.Backends, dptest.Backend{V4: b.Addr4, V6: b.Addr6, Local: name != "remote1"})
-	}
-	for o, name := range originHosts {
-		a.Sources[o] = h.lab.Host(name).Addrs()
-	}
-	return a
-}
-
 func (h *netHarness) Supports(f dptest.Feature) bool {
 	return f != dptest.FeatureFaults // see TestFull for writes that fail
 }
 
-func (h *netHarness) Try(t *testing.T, f dptest.Flow) dptest.Outcome {
+// Open holds a TCP connection. Its end is known to the dataplane a little later
+// than the process has closed it: Close waits for that.
+func (h *netHarness) Open(t *testing.T, f dptest.Flow) dptest.Held {
 	t.Helper()
-	req := lab.Request{Proto: lab.TCP, To: f.To, Timeout: patience}
-	if f.Silence {
-		req.Timeout = silence
+	live := func() uint64 {
+		opened, closed, _ := h.rig.totals()
+		return opened - closed
 	}
-	if f.Proto == lb.UDP {
-		req.Proto, req.Connected = lab.UDP, h.connected || f.From != dptest.PodHooked && f.From != dptest.Node
-	}
-	rs := h.dial(t, originHosts[f.From], req, f.N)
-	out := dptest.Outcome{Backends: map[netip.AddrPort]int{}}
-	for i, r := range rs {
-		v := verdictOf(t, r)
-		if i > 0 && v != out.Verdict {
-			v = dptest.Mixed
+	return h.Net.Open(t, f, func() func() {
+		before := live()
+		return func() {
+			h.rig.within(labtest.Patience, "the end of a connection is counted", func() bool { return live() < before })
 		}
-		out.Verdict = v
-		if r.Kind != lab.OK && r.Kind != lab.Refused && !f.Silence {
-			h.tellLost(t, f.From, r)
-		}
-		if r.Kind == lab.OK {
-			out.Backends[r.ServerLocal]++
-			out.Seen = append(out.Seen, r.Seen.Addr())
-			out.Peer = r.Peer
-		}
-	}
-	return out
-}
-
-// dial makes n exchanges. UDP gets a source port of its own for each: one that is
-// used again within the time-out continues its flow, as it should.
-func (h *netHarness) dial(t *testing.T, host string, req lab.Request, n int) []lab.Result {
-	t.Helper()
-	if req.Proto == lab.TCP || req.To.Addr().IsLoopback() {
-		rs, err := h.lab.Host(host).DialMany(t.Context(), req, n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return rs
-	}
-	addr := h.lab.Host(host).Addr4
-	if req.To.Addr().Is6() {
-		addr = h.lab.Host(host).Addr6
-	}
-	var rs []lab.Result
-	for range n {
-		req.From = netip.AddrPortFrom(addr, 61000+h.port%4500) // above the ephemeral range; masquerading is below
-		h.port++
-		rs = append(rs, h.lab.Host(host).Dial(t.Context(), req))
-	}
-	return rs
-}
-
-func verdictOf(t *testing.T, r lab.Result) dptest.Verdict {
-	t.Helper()
-	switch r.Kind {
-	case lab.OK:
-		return dptest.OK
-	case lab.Refused:
-		return dptest.Refused
-	case lab.Timeout, lab.Unreachable:
-		return dptest.Dropped
-	}
-	t.Fatalf("dial: %s", r.Err)
-	return ""
+	})
 }
 
 func TestContract(t *testing.T) {

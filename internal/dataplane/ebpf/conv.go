@@ -56,8 +56,9 @@ func checkOf(k lbFrontendKey) uint16 {
 	return uint16(w ^ w>>16)
 }
 
-// frontendValueOf returns the kernel's record of f, which belongs to service id.
-func frontendValueOf(f lb.Frontend, id uint32) lbFrontend {
+// frontendValueOf returns the kernel's record of f, which belongs to service id, of
+// which terms are known.
+func frontendValueOf(f lb.Frontend, id uint32, terms lb.Terms) lbFrontend {
 	var flags lbFrontendFlags
 	if f.Inside == lb.ScopeLocal {
 		flags |= lbFrontendFlagsFE_INSIDE_LOCAL
@@ -71,6 +72,12 @@ func frontendValueOf(f lb.Frontend, id uint32) lbFrontend {
 	case lb.MasqueradeAlways:
 		flags |= lbFrontendFlagsFE_MASQ_ALWAYS
 	case lb.MasqueradeNever:
+	}
+	if f.Ranged {
+		flags |= lbFrontendFlagsFE_RANGED
+	}
+	if terms.Affinity > 0 {
+		flags |= lbFrontendFlagsFE_AFFINITY
 	}
 	return lbFrontend{
 		Service: id,

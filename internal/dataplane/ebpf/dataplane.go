@@ -16,10 +16,12 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
@@ -31,16 +33,16 @@ var ErrRunning = errors.New("another lbproxy is running")
 
 // Options say where a Dataplane lives and what belongs to the cluster.
 type Options struct {
-	CgroupRoot        string         // a directory of a cgroup v2 mount; empty: the mount's root
-	BPFFS             string         // a bpffs mount; empty: /sys/fs/bpf
-	NodeName          string         // makes nodes start their turns at different backends
-	NodeAddrs         []netip.Addr   // the first of each family is whom sockets of this node are hashed as; none: their first device's
-	HashSeed          uint64         // of hashes of connections; the same on every node
-	Devices           []string       // patterns of names; none: every device but loopback
-	PodRanges         []netip.Prefix // addresses of pods; none: callers are never known as pods
-	NodePortAddresses []netip.Prefix // NodePorts answer at node addresses in these; none: at all
-	Sizes             Sizes
-	Log               *slog.Logger
+	CgroupRoot string       // a directory of a cgroup v2 mount; empty: the mount's root
+	BPFFS      string       // a bpffs mount; empty: /sys/fs/bpf
+	NodeName   string       // makes nodes start their turns at different backends
+	NodeAddrs  []netip.Addr // the first of each family is whom sockets of this node count as; none: the Node's, else their first device's
+	HashSeed   uint64       // of hashes of connections; the same on every node
+	Devices    []string     // patterns of names; none: every device but loopback
+	Local      lb.LocalDetector
+	NodePorts  lb.NodePortAddresses
+	Sizes      Sizes
+	Log        *slog.Logger
 }
 
 // orDefault fills what was left out.
@@ -67,26 +69,38 @@ type Dataplane struct {
 	locks []*os.File
 	maps  *maps
 	progs programs
-	wake  chan struct{} // capacity 1: something was retired
 
-	attached map[int]device // by index; used by Open, then by Run
+	killer *staleKiller
+	wake   chan struct{} // capacity 1: something was retired
+	look   chan struct{} // capacity 1: the Node changed
+	gone   chan struct{} // capacity 1: Syncs left something behind
+	flush  chan struct{} // capacity 1: a sweep is due
+	node   atomic.Pointer[lb.Node]
+
+	attached map[int]device // by index; used by Open, then by Run, as is layer3
+	layer3   programs       // nil: not needed yet
 
 	reclaiming sync.Mutex // held while a grace period passes
 
 	mu         sync.Mutex // guards everything below
 	services   map[lb.ServiceName]*service
 	frontends  map[lbFrontendKey]lbFrontend
+	clusterIPs clusterIPs
 	serviceIDs *ids
 	backendIDs *ids
 	regions    *regions
 	reserved   []region // by the change under way
+	marks      marks
 	retired    retired
 	orphans    []orphan
 	draining   map[*service]bool // those with backends that are leaving
 	ripe       map[uint32]bool   // backends that left before the grace period under way
 	swept      sweepResult
 	recounted  recount
-	complete   bool // a full Sync was made
+	complete   bool    // a full Sync was made
+	translated [2]bool // netfilter translates connections to frontends of IPv4, IPv6
+	left       leftovers
+	cursor     cursor
 }
 
 // Open adopts what an earlier agent left below opts.BPFFS, or creates it, and
@@ -105,7 +119,10 @@ func Open(opts Options) (*Dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.progs, err = loadPrograms(d.maps); err == nil {
+	if d.progs, err = loadPrograms(d.maps, d.opts.Local); err == nil {
+		d.killer, err = newStaleKiller(d.maps)
+	}
+	if err == nil {
 		err = d.attachCgroup()
 	}
 	if err != nil {
@@ -124,7 +141,8 @@ func openState(opts Options) (_ *Dataplane, err error) {
 	if err := requireFilesystems(opts); err != nil {
 		return nil, err
 	}
-	d := &Dataplane{opts: opts, wake: make(chan struct{}, 1)}
+	d := &Dataplane{opts: opts, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), gone: make(chan struct{}, 1), flush: make(chan struct{}, 1)}
+	d.left.flows = true // an agent may have been killed before it looked
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -146,17 +164,69 @@ func openState(opts Options) (_ *Dataplane, err error) {
 	return d, d.syncPodRanges()
 }
 
+// knownNode returns what the Node object says, and whether SetNode has told it. Until
+// then, tables that depend on it keep what an earlier agent knew; at the first start of
+// all nobody is a pod by the Node's ranges, and no NodePort is at its addresses.
+func (d *Dataplane) knownNode() (lb.Node, bool) {
+	if n := d.node.Load(); n != nil {
+		return *n, true
+	}
+	return lb.Node{}, false
+}
+
+// familyIndex is 0 for IPv4 and 1 for IPv6.
+func familyIndex(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
 // syncSettings tells the programs what they should know.
 func (d *Dataplane) syncSettings() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	h := fnv.New64a()
 	h.Write([]byte(d.opts.NodeName))
-	want := lbSettings{HashSeed: d.opts.HashSeed, Node: h.Sum64()}
-	for _, a := range slices.Backward(d.opts.NodeAddrs) { // the first of each family stays
-		i := 0
-		if lb.FamilyOf(a) == lb.IPv6 {
-			i = 1
+	want := d.maps.settings[0] // what depends on the Node stays until it is told
+	want.HashSeed, want.Node = d.opts.HashSeed, h.Sum64()
+	for i := range want.Cluster {
+		if want.Cluster[i] == (lbRange{}) {
+			want.Cluster[i] = noRange
 		}
-		want.Host[i] = addrOf(a)
+	}
+	node, told := d.knownNode()
+	if told || !d.opts.NodePorts.Primary {
+		for i, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+			want.Localhost[i] = 0
+			if d.opts.NodePorts.Serves(a, node) {
+				want.Localhost[i] = 1
+			}
+		}
+	}
+	if told || d.opts.Local.Mode != lb.LocalNodeCIDR {
+		for i, f := range []lb.Family{lb.IPv4, lb.IPv6} {
+			want.Known[i] &^= uint32(lbKnownKNOWN_PODS)
+			if d.opts.Local.Knows(f, node) {
+				want.Known[i] |= uint32(lbKnownKNOWN_PODS)
+			}
+		}
+	}
+	for i := range want.Known {
+		want.Known[i] &^= uint32(lbKnownKNOWN_TRANSLATED)
+		if d.translated[i] {
+			want.Known[i] |= uint32(lbKnownKNOWN_TRANSLATED)
+		}
+	}
+	addrs := d.opts.NodeAddrs
+	if len(addrs) == 0 {
+		addrs = node.Addrs
+	}
+	if len(addrs) > 0 {
+		want.Host = [2]lbAddr{}
+	}
+	for _, a := range slices.Backward(addrs) { // the first of each family stays
+		want.Host[familyIndex(a)] = addrOf(a)
 	}
 	if d.maps.settings[0] != want {
 		d.maps.wrote()
@@ -169,6 +239,7 @@ func (d *Dataplane) syncSettings() {
 func (d *Dataplane) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.janitor(ctx) })
+	g.Go(func() error { return d.endLeftovers(ctx) })
 	err := d.followDevices(ctx) // not in a goroutine: that could run in another namespace
 	if err != nil {
 		g.Go(func() error { return err })
@@ -179,10 +250,14 @@ func (d *Dataplane) Run(ctx context.Context) error {
 // Close releases the Dataplane. Everything stays in the kernel and goes on.
 func (d *Dataplane) Close() error {
 	d.progs.close()
+	d.layer3.close()
 	if d.maps != nil {
 		d.maps.close()
 	}
 	var errs []error
+	if d.killer != nil {
+		errs = append(errs, d.killer.close())
+	}
 	for _, f := range d.locks {
 		errs = append(errs, f.Close())
 	}
@@ -196,7 +271,11 @@ func (d *Dataplane) Writes() uint64 { return d.maps.writes.Load() }
 func (d *Dataplane) syncPodRanges() error {
 	table := d.maps.byName[lbMapPodRanges]
 	want := map[lbPrefix]uint32{}
-	for _, p := range d.opts.PodRanges {
+	node, told := d.knownNode()
+	if !told && d.opts.Local.Mode == lb.LocalNodeCIDR {
+		return nil
+	}
+	for _, p := range d.opts.Local.PodRanges(node) {
 		want[prefixOf(p)] = 1
 	}
 	if err := syncTable(d.maps, table, want); err != nil {
@@ -240,3 +319,11 @@ func syncTable[K, V comparable](m *maps, table *ebpf.Map, want map[K]V) error {
 	}
 	return nil
 }
+
+// SetNode tells what the Node object says. Run takes it over.
+func (d *Dataplane) SetNode(n lb.Node) {
+	d.node.Store(&n)
+	wake(d.look)
+}
+
+var _ dataplane.NodeSetter = (*Dataplane)(nil)

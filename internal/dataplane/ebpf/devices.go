@@ -32,7 +32,8 @@ type device struct {
 type nodeNet struct {
 	devices []device
 	addrs   []nodeAddr
-	uplinks map[int]bool // devices of default routes
+	uplinks map[int]bool   // devices of default routes
+	masters map[int]string // the bridges that devices belong to
 }
 
 type nodeAddr struct {
@@ -55,7 +56,7 @@ func (d *Dataplane) followDevices(ctx context.Context) error {
 				d.opts.Log.Debug("network devices change while they are listed; looking again", "err", err)
 				wait = deviceSettle
 			}
-			open = waitForEvent(ctx, events, wait)
+			open = waitForEvent(ctx, events, d.look, wait)
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -75,7 +76,8 @@ func (d *Dataplane) lookAtDevices() error {
 		d.opts.Log.Warn("network devices cannot be listed", "err", err)
 		return nil
 	}
-	if err := d.syncAddrs(net); err != nil {
+	d.syncSettings()
+	if err := errors.Join(d.syncAddrs(net), d.syncPodRanges()); err != nil {
 		d.opts.Log.Warn("node addresses cannot be stored", "err", err)
 	}
 	d.attachDevices(net.devices)
@@ -94,7 +96,10 @@ func (d *Dataplane) attachDevices(devices []device) {
 		}
 		err := d.attachDevice(dev.index, dev.hasL2)
 		switch {
-		case errors.Is(err, unix.ENODEV): // gone since it was listed
+		case errors.Is(err, unix.ENODEV): // gone since it was listed, perhaps between two hooks
+			if err := d.detachDevice(dev.index); err != nil {
+				d.opts.Log.Warn("pin of a device that is gone stays", "device", dev.name, "err", err)
+			}
 		case err != nil:
 			d.opts.Log.Warn("device is not served", "device", dev.name, "err", err)
 		default:
@@ -126,15 +131,12 @@ func (d *Dataplane) wantsDevice(name string) bool {
 // syncAddrs stores at which addresses NodePorts answer, and which source address
 // masqueraded packets get on each device.
 func (d *Dataplane) syncAddrs(net *nodeNet) error {
-	ports := map[lbAddr]uint32{}
-	for _, a := range net.addrs {
-		if d.nodePortAddr(a.addr) {
-			ports[addrOf(a.addr)] = 1
-		}
-	}
 	sources := map[uint32]lbDevice{}
 	for _, dev := range net.devices {
 		var v lbDevice
+		if d.opts.Local.PodDevice(dev.name, net.masters[dev.index]) {
+			v.Pods = 1
+		}
 		if a := net.source(dev.index, true); a.IsValid() {
 			v.V4 = addrOf(a)
 		}
@@ -143,17 +145,22 @@ func (d *Dataplane) syncAddrs(net *nodeNet) error {
 		}
 		sources[uint32(dev.index)] = v
 	}
-	return errors.Join(
-		syncTable(d.maps, d.maps.byName[lbMapNodeAddrs], ports),
-		syncTable(d.maps, d.maps.byName[lbMapDevices], sources),
-	)
+	return errors.Join(d.syncNodePorts(net), syncTable(d.maps, d.maps.byName[lbMapDevices], sources))
 }
 
-func (d *Dataplane) nodePortAddr(a netip.Addr) bool {
-	if len(d.opts.NodePortAddresses) == 0 {
-		return true
+// syncNodePorts stores at which addresses NodePorts answer.
+func (d *Dataplane) syncNodePorts(net *nodeNet) error {
+	node, told := d.knownNode()
+	if !told && d.opts.NodePorts.Primary {
+		return nil
 	}
-	return slices.ContainsFunc(d.opts.NodePortAddresses, func(p netip.Prefix) bool { return p.Contains(a) })
+	ports := map[lbAddr]uint32{}
+	for _, a := range net.addrs {
+		if d.opts.NodePorts.Serves(a.addr, node) {
+			ports[addrOf(a.addr)] = 1
+		}
+	}
+	return syncTable(d.maps, d.maps.byName[lbMapNodeAddrs], ports)
 }
 
 // source returns the address from which packets leave through a device: its own
@@ -194,7 +201,7 @@ func readNodeNet() (*nodeNet, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &nodeNet{}
+	n := &nodeNet{masters: masters(links)}
 	if n.uplinks, err = defaultDevices(); err != nil {
 		return nil, err
 	}
@@ -212,6 +219,21 @@ func readNodeNet() (*nodeNet, error) {
 	}
 	slices.SortStableFunc(n.addrs, func(a, b nodeAddr) int { return cmp.Compare(a.ifindex, b.ifindex) })
 	return n, nil
+}
+
+// masters returns the names of the bridges that devices belong to, by device.
+func masters(links []netlink.Link) map[int]string {
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	of := map[int]string{}
+	for _, l := range links {
+		if a := l.Attrs(); a.MasterIndex != 0 {
+			of[a.Index] = names[a.MasterIndex]
+		}
+	}
+	return of
 }
 
 // subscribe returns a channel that gets a value after devices or addresses have
@@ -255,13 +277,15 @@ func subscribe(ctx context.Context) (<-chan struct{}, error) {
 
 // waitForEvent waits until it is worth looking again, at most for a time. It
 // returns false when events is closed.
-func waitForEvent(ctx context.Context, events <-chan struct{}, most time.Duration) bool {
+func waitForEvent(ctx context.Context, events, look <-chan struct{}, most time.Duration) bool {
 	rescan := time.NewTimer(most)
 	defer rescan.Stop()
 	select {
 	case <-ctx.Done():
 		return false
 	case <-rescan.C:
+		return true
+	case <-look:
 		return true
 	case _, ok := <-events:
 		if !ok {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -33,6 +34,11 @@ func (v *View) Explain(from netip.Addr, to lb.FrontendKey) (dataplane.Explanatio
 	if err != nil {
 		return e.out, err
 	}
+	if _, known := v.frontends[unknownKey(addrOf(to.Addr.Addr()))]; fe == nil && known {
+		e.step("frontends[%s]: the cluster IP of other ports", to.Addr.Addr())
+		e.out.Decision, e.out.Reason = "reject", fmt.Sprintf("%s is a cluster IP, and has no port %d/%s", to.Addr.Addr(), to.Addr.Port(), to.Proto)
+		return e.out, nil
+	}
 	if fe == nil {
 		e.out.Decision = "pass"
 		e.out.Reason = fmt.Sprintf("%s is not a frontend: the packet goes on as it is", to)
@@ -48,8 +54,50 @@ func (v *View) Explain(from netip.Addr, to lb.FrontendKey) (dataplane.Explanatio
 	}
 	e.out.Service = name.String()
 	e.step("services[%d] is %s", fe.Service, name)
-	e.decide(from, to, fe, inside)
-	return e.out, nil
+	allowed, err := e.isAllowed(from, fe)
+	if allowed {
+		err = e.decide(from, to, fe, inside)
+	}
+	return e.out, err
+}
+
+// isAllowed says whether the caller is in the source ranges of a frontend.
+func (e *explainer) isAllowed(from netip.Addr, fe *lbFrontend) (bool, error) {
+	if fe.Flags&uint8(lbFrontendFlagsFE_RANGED) == 0 {
+		return true, nil
+	}
+	var bits uint32
+	err := e.maps.ranges().Lookup(sourceRangeOf(fe.Service, netip.PrefixFrom(from, from.BitLen())), &bits)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		e.step("source_ranges[%d, %s]: no entry", fe.Service, from)
+		e.out.Decision, e.out.Reason = "drop", fmt.Sprintf("%s is in none of the load balancer's source ranges", from)
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read map %s: %w", lbMapSourceRanges, err)
+	}
+	e.step("source_ranges[%d, %s]: in %s", fe.Service, from, prefixFrom(addrOf(from), bits-32).Masked())
+	return true, nil
+}
+
+// kept returns the backend that a client keeps in a pool, and for how much longer; 0 if
+// it keeps none.
+func (e *explainer) kept(from netip.Addr, fe *lbFrontend, sc lb.Scope) (id uint32, rest time.Duration, err error) {
+	var a lbAffinity
+	err = e.maps.byName[lbMapAffinities].Lookup(lbAffinityKey{Client: addrOf(from), Service: fe.Service}, &a)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return 0, 0, nil
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("read map %s: %w", lbMapAffinities, err)
+	}
+	timeout := time.Duration(e.maps.services[fe.Service].Affinity) * time.Second
+	rest = timeout - (monotonic() - time.Duration(a.Last))
+	be := e.maps.backends[a.Backend]
+	if rest < 0 || be.Gen != a.Gen || be.Service != fe.Service || be.Pools&(1<<sc) == 0 {
+		return 0, 0, nil
+	}
+	return a.Backend, rest, nil
 }
 
 // lookup finds the frontend as the programs do: exactly, or as a NodePort.
@@ -112,7 +160,7 @@ func (e *explainer) isInside(from netip.Addr) (bool, error) {
 }
 
 // decide says which pool is used and what comes of it.
-func (e *explainer) decide(from netip.Addr, to lb.FrontendKey, fe *lbFrontend, inside bool) {
+func (e *explainer) decide(from netip.Addr, to lb.FrontendKey, fe *lbFrontend, inside bool) error {
 	local := lbFrontendFlagsFE_OUTSIDE_LOCAL
 	if inside {
 		local = lbFrontendFlagsFE_INSIDE_LOCAL
@@ -129,21 +177,31 @@ func (e *explainer) decide(from netip.Addr, to lb.FrontendKey, fe *lbFrontend, i
 			e.out.Decision = "drop"
 			e.out.Reason = "no backend on this node, and the traffic policy is Local"
 		}
-		return
+		return nil
 	}
 	e.out.Decision = "forward"
 	e.out.Reason = e.reason(from, to, h, table, slots) + ", in the " + scope + " pool"
+	id, rest, err := e.kept(from, fe, sc)
+	if err != nil {
+		return err
+	}
+	if id != 0 {
+		e.out.Reason = fmt.Sprintf("session affinity: %s keeps %s for %s more", from, e.maps.addrPort(id), rest.Truncate(time.Second))
+		e.step("affinities[%s, %d]: backends[%d]", from, fe.Service, id)
+	}
 	for _, b := range e.backendViews(fe.Service, sc) {
-		if b.Pools == "both" || b.Pools == scope {
+		if (b.Pools == "both" || b.Pools == scope) && (id == 0 || b.Address == e.maps.addrPort(id).String()) {
 			e.out.Candidates = append(e.out.Candidates, b)
 		}
 	}
 	masq := fe.Flags&uint8(lbFrontendFlagsFE_MASQ_ALWAYS) != 0 ||
-		!inside && fe.Flags&uint8(lbFrontendFlagsFE_MASQ_OFFCLUSTER) != 0
+		!inside && fe.Flags&uint8(lbFrontendFlagsFE_MASQ_OFFCLUSTER) != 0 &&
+			e.maps.settings[0].Known[familyIndex(from)]&uint32(lbKnownKNOWN_PODS) != 0
 	e.out.Masquerade = masq
 	if masq {
 		e.step("on the packet path the backend sees this node's address, not %s", from)
 	} else {
 		e.step("the backend sees %s, unless it is the backend itself", from)
 	}
+	return nil
 }

@@ -95,3 +95,35 @@ func TestTurnsGoOn(t *testing.T) {
 		last = third
 	}
 }
+
+// TestExplainTerms asks what session affinity, source ranges and cluster IPs do.
+func TestExplainTerms(t *testing.T) {
+	r := newRig(t, nil)
+	svc := r.stickyService(lb.IPv4, lb.TCP, "backend1", "backend2", "backend3")
+	r.sync(dataplane.Delta{Full: true, Put: []*dataplane.Service{ranged(svc, "10.244.0.0/16")}})
+	client := r.lab.Host("client2")
+	_, rs := r.dial("client2", lab.Request{Proto: lab.TCP, To: netip.MustParseAddrPort(vips[lb.IPv4])}, 1)
+	v, err := OpenView(r.opts.BPFFS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	for _, tc := range []struct {
+		from           netip.Addr
+		to             string
+		decision, says string
+	}{
+		{client.Addr4, vips[lb.IPv4], "forward", "keeps " + rs[0].ServerLocal.String()},
+		{client.Addr4, otherVIPs[lb.IPv4], "forward", "keeps " + rs[0].ServerLocal.String()},
+		{r.lab.Host("client1").Addr4, vips[lb.IPv4], "forward", "in turn"},
+		{lab.OutsideAddr4, vips[lb.IPv4], "drop", "source ranges"},
+		{lab.OutsideAddr4, otherVIPs[lb.IPv4], "forward", "in turn"},
+		{client.Addr4, "10.96.0.9:81", "reject", "has no port 81/TCP"},
+		{client.Addr4, "10.96.0.8:81", "pass", "not a frontend"},
+	} {
+		e, err := v.Explain(tc.from, lb.FrontendKey{Addr: netip.MustParseAddrPort(tc.to), Proto: lb.TCP})
+		if err != nil || e.Decision != tc.decision || !strings.Contains(e.Reason, tc.says) {
+			t.Errorf("%s to %s: %s, %q, %v, want %s and %q", tc.from, tc.to, e.Decision, e.Reason, err, tc.decision, tc.says)
+		}
+	}
+}

@@ -5,7 +5,6 @@
 package ebpf
 
 import (
-	"context"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/dataplane/labtest"
 	"github.com/lbproxy/lbproxy/internal/lab"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -25,39 +25,19 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-const backendPort = 8080
+const (
+	backendPort = labtest.BackendPort
+	silence     = labtest.Silence
+	patience    = labtest.Patience
+)
 
 // rig is a Dataplane in the node of a lab, with servers on every backend pod.
 type rig struct {
-	t      *testing.T
-	lab    *lab.Lab
-	dp     *Dataplane
-	opts   Options
-	cancel context.CancelFunc
-	done   chan error
-}
-
-func newLab(t *testing.T, o lab.Options) *lab.Lab {
-	t.Helper()
-	l, err := lab.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return l
-}
-
-func serve(t *testing.T, h *lab.Host, port uint16) {
-	t.Helper()
-	for _, proto := range []string{lab.TCP, lab.UDP} {
-		if err := h.Serve(t.Context(), proto, lab.AnyAddr(port)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	t    *testing.T
+	lab  *lab.Lab
+	dp   *Dataplane
+	opts Options
+	end  func()
 }
 
 func labOptions(t *testing.T, l *lab.Lab) Options {
@@ -65,20 +45,20 @@ func labOptions(t *testing.T, l *lab.Lab) Options {
 		CgroupRoot: l.CgroupRoot(),
 		BPFFS:      l.BPFFS(),
 		NodeName:   "node",
-		PodRanges:  []netip.Prefix{lab.ClusterPods4, lab.ClusterPods6},
+		Local:      podRanges(),
 		Log:        slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 }
 
 func newRig(t *testing.T, edit func(*Options)) *rig {
 	t.Helper()
-	l := newLab(t, lab.Options{})
+	l := labtest.NewLab(t, lab.Options{})
 	r := &rig{t: t, lab: l, opts: labOptions(t, l)}
 	if edit != nil {
 		edit(&r.opts)
 	}
 	for _, h := range []string{"backend1", "backend2", "backend3", "remote1", lab.Node} {
-		serve(t, l.Host(h), backendPort)
+		labtest.Serve(t, l.Host(h), backendPort)
 	}
 	r.start()
 	return r
@@ -87,39 +67,11 @@ func newRig(t *testing.T, edit func(*Options)) *rig {
 // start opens the Dataplane and runs it.
 func (r *rig) start() {
 	r.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	r.cancel, r.done = cancel, make(chan error, 1)
-	opened := make(chan error, 1)
-	go func() {
-		r.done <- r.lab.Host(lab.Node).Do(func() (err error) {
-			r.dp, err = Open(r.opts)
-			opened <- err
-			if err != nil {
-				return nil
-			}
-			return r.dp.Run(ctx)
-		})
-	}()
-	if err := <-opened; err != nil {
-		r.t.Fatalf("open: %+v", err)
-	}
-	r.t.Cleanup(r.stop)
+	r.dp, r.end = labtest.Start(r.t, r.lab.Host(lab.Node), func() (*Dataplane, error) { return Open(r.opts) })
 }
 
 // stop ends the agent's part; the kernel's goes on.
-func (r *rig) stop() {
-	if r.cancel == nil || r.dp == nil {
-		return
-	}
-	r.cancel()
-	r.cancel = nil
-	if err := <-r.done; err != nil {
-		r.t.Error(err)
-	}
-	if err := r.dp.Close(); err != nil {
-		r.t.Error(err)
-	}
-}
+func (r *rig) stop() { r.end() }
 
 // eventually waits for a condition that another goroutine brings about.
 func (r *rig) eventually(what string, ok func() bool) {
@@ -129,13 +81,7 @@ func (r *rig) eventually(what string, ok func() bool) {
 
 func (r *rig) within(d time.Duration, what string, ok func() bool) {
 	r.t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(d); !ok(); <-tick.C {
-		if time.Now().After(deadline) {
-			r.t.Fatalf("never happened: %s", what)
-		}
-	}
+	labtest.Within(r.t, d, what, ok)
 }
 
 func (r *rig) sync(d dataplane.Delta) {
@@ -210,4 +156,9 @@ func (r *rig) dial(from string, req lab.Request, n int) (map[string]int, []lab.R
 		}
 	}
 	return got, rs
+}
+
+// podRanges tells pods of a lab by their addresses.
+func podRanges() lb.LocalDetector {
+	return lb.LocalDetector{Mode: lb.LocalClusterCIDR, Ranges: []netip.Prefix{lab.ClusterPods4, lab.ClusterPods6}}
 }

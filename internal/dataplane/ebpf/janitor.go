@@ -13,19 +13,32 @@ import (
 
 const (
 	sweepInterval   = 5 * time.Second // how often idle connections are looked for
-	reclaimInterval = time.Second     // how often backends that left are looked at
+	reclaimInterval = time.Second     // how often what was retired is freed
+	hurryPart       = 16              // of all slots: as many make the janitor come at once
 	graceFallback   = 2 * time.Second // longer than any program runs
 )
 
 // retired is what no new program run can find, but one under way may still use.
 type retired struct {
 	regions []region
+	slots   int // of all regions
 }
 
 func (r *retired) add(g region) {
 	if g.size > 0 {
 		r.regions = append(r.regions, g)
+		r.slots += int(g.size)
 	}
+}
+
+// release forgets the first n regions and returns them.
+func (r *retired) release(n int) []region {
+	free := slices.Clone(r.regions[:n])
+	r.regions = slices.Delete(r.regions, 0, n)
+	for _, g := range free {
+		r.slots -= int(g.size)
+	}
+	return free
 }
 
 // orphan is a removed Service whose backends still have connections.
@@ -35,10 +48,12 @@ type orphan struct {
 	ripe    bool // it was removed before the grace period under way
 }
 
-func (d *Dataplane) wakeJanitor() {
-	select {
-	case d.wake <- struct{}{}:
-	default:
+// wakeJanitor frees what was retired if that is much, or a table is full; otherwise the janitor comes by
+// itself soon. The grace period is a system call of several ms, in which the Go runtime
+// may not notice that the API server has sent something.
+func (d *Dataplane) wakeJanitor(full bool) {
+	if full || d.retired.slots >= len(d.maps.slots)/hurryPart {
+		wake(d.wake)
 	}
 }
 
@@ -55,9 +70,9 @@ func (d *Dataplane) janitor(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-sweep.C:
-			if err := d.Sweep(); err != nil {
-				d.opts.Log.Warn("idle connections were not removed", "err", err)
-			}
+			d.sweepOrTell()
+		case <-d.flush:
+			d.sweepOrTell()
 		case <-recount.C:
 			if err := d.Recount(); err != nil {
 				d.opts.Log.Warn("connections were not counted anew", "err", err)
@@ -82,10 +97,9 @@ func (d *Dataplane) reclaim(ctx context.Context) {
 	grace(ctx, d.maps)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, g := range d.retired.regions[:regions] {
+	for _, g := range d.retired.release(regions) {
 		d.regions.release(g)
 	}
-	d.retired.regions = slices.Delete(d.retired.regions, 0, regions)
 	for svc := range d.draining {
 		if d.freeLeft(svc); len(svc.leaving) == 0 {
 			delete(d.draining, svc)
@@ -144,6 +158,12 @@ func grace(ctx context.Context, m *maps) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(graceFallback):
+	}
+}
+
+func (d *Dataplane) sweepOrTell() {
+	if err := d.Sweep(); err != nil {
+		d.opts.Log.Warn("idle connections, and those to what is gone, were not removed", "err", err)
 	}
 }
 

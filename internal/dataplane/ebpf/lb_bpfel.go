@@ -18,11 +18,24 @@ type lbAddr struct {
 	W [4]uint32
 }
 
+type lbAffinity struct {
+	_       structs.HostLayout
+	Backend uint32
+	Gen     uint32
+	Last    uint64
+}
+
+type lbAffinityKey struct {
+	_       structs.HostLayout
+	Client  lbAddr
+	Service uint32
+}
+
 type lbBackend struct {
 	_       structs.HostLayout
 	Addr    lbAddr
 	Port    uint16
-	Proto   uint8
+	Pools   uint8
 	State   uint8
 	Gen     uint32
 	Service uint32
@@ -35,6 +48,8 @@ const (
 	lbBackendStateBACKEND_FREE    lbBackendState = 0
 	lbBackendStateBACKEND_ACTIVE  lbBackendState = 1
 	lbBackendStateBACKEND_LEAVING lbBackendState = 2
+	lbBackendStateBACKEND_GONE    lbBackendState = 3
+	lbBackendStateBACKEND_RESET   lbBackendState = 4
 )
 
 type lbBackendStats struct {
@@ -81,6 +96,7 @@ const (
 	lbConnStateCONN_CLOSED      lbConnState = 8
 	lbConnStateCONN_ACKED       lbConnState = 16
 	lbConnStateCONN_MEASURED    lbConnState = 32
+	lbConnStateCONN_RESET       lbConnState = 64
 )
 
 type lbCost uint32
@@ -92,9 +108,10 @@ const (
 )
 
 type lbDevice struct {
-	_  structs.HostLayout
-	V4 lbAddr
-	V6 lbAddr
+	_    structs.HostLayout
+	V4   lbAddr
+	V6   lbAddr
+	Pods uint32
 }
 
 type lbFragKey struct {
@@ -128,6 +145,9 @@ const (
 	lbFrontendFlagsFE_OUTSIDE_LOCAL   lbFrontendFlags = 2
 	lbFrontendFlagsFE_MASQ_OFFCLUSTER lbFrontendFlags = 4
 	lbFrontendFlagsFE_MASQ_ALWAYS     lbFrontendFlags = 8
+	lbFrontendFlagsFE_RANGED          lbFrontendFlags = 16
+	lbFrontendFlagsFE_AFFINITY        lbFrontendFlags = 32
+	lbFrontendFlagsFE_UNKNOWN         lbFrontendFlags = 64
 )
 
 type lbFrontendKey struct {
@@ -165,10 +185,23 @@ const (
 	lbKindKIND_FEW   lbKind = 6
 )
 
+type lbKnown uint32
+
+const (
+	lbKnownKNOWN_PODS       lbKnown = 1
+	lbKnownKNOWN_TRANSLATED lbKnown = 2
+)
+
 type lbPrefix struct {
 	_    structs.HostLayout
 	Len  uint32
 	Addr lbAddr
+}
+
+type lbRange struct {
+	_    structs.HostLayout
+	Mask lbAddr
+	Bits lbAddr
 }
 
 type lbReason uint32
@@ -186,7 +219,9 @@ const (
 	lbReasonREASON_SOCK_STATE        lbReason = 9
 	lbReasonREASON_UDP_FLOWS_FULL    lbReason = 10
 	lbReasonREASON_INTERNAL          lbReason = 11
-	lbReasonREASONS                  lbReason = 12
+	lbReasonREASON_SOURCE_RANGE      lbReason = 12
+	lbReasonREASON_UNKNOWN_PORT      lbReason = 13
+	lbReasonREASONS                  lbReason = 14
 )
 
 type lbScope uint32
@@ -198,8 +233,10 @@ const (
 )
 
 type lbService struct {
-	_    structs.HostLayout
-	Pool [2]uint64
+	_        structs.HostLayout
+	Pool     [2]uint64
+	Affinity uint32
+	Pad      [3]uint32
 }
 
 type lbServiceState struct {
@@ -210,10 +247,13 @@ type lbServiceState struct {
 }
 
 type lbSettings struct {
-	_        structs.HostLayout
-	HashSeed uint64
-	Node     uint64
-	Host     [2]lbAddr
+	_         structs.HostLayout
+	HashSeed  uint64
+	Node      uint64
+	Host      [2]lbAddr
+	Cluster   [2]lbRange
+	Localhost [2]uint32
+	Known     [2]uint32
 }
 
 type lbSignal uint32
@@ -247,6 +287,13 @@ type lbSockState struct {
 	Pad      [5]uint8
 }
 
+type lbSourceRange struct {
+	_       structs.HostLayout
+	Len     uint32
+	Service uint32
+	Addr    lbAddr
+}
+
 type lbSweep struct {
 	_       structs.HostLayout
 	Now     uint64
@@ -254,6 +301,7 @@ type lbSweep struct {
 	Conns   uint64
 	Entries uint64
 	Expired uint64
+	Stale   uint64
 	Flows   uint64
 }
 
@@ -306,6 +354,7 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	lbMapAffinities           = "affinities"
 	lbMapBackendStats         = "backend_stats"
 	lbMapBackends             = "backends"
 	lbMapConns                = "conns"
@@ -321,6 +370,7 @@ const (
 	lbMapSettings             = "settings"
 	lbMapSlots                = "slots"
 	lbMapSockStates           = "sock_states"
+	lbMapSourceRanges         = "source_ranges"
 	lbMapUdpFlows             = "udp_flows"
 	lbProgLbEgress            = "lb_egress"
 	lbProgLbEgressL3          = "lb_egress_l3"
@@ -329,6 +379,7 @@ const (
 	lbProgLbRecount           = "lb_recount"
 	lbProgLbSweep             = "lb_sweep"
 	lbVarHostNetns            = "host_netns"
+	lbVarPodsByDevice         = "pods_by_device"
 	lbVarSnatPortMax          = "snat_port_max"
 	lbVarSnatPortMin          = "snat_port_min"
 	lbVarTcpClosedTimeout     = "tcp_closed_timeout"
@@ -394,6 +445,7 @@ type lbProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbMapSpecs struct {
+	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
 	BackendStats  *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Conns         *ebpf.MapSpec `ebpf:"conns"`
@@ -409,6 +461,7 @@ type lbMapSpecs struct {
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockStates    *ebpf.MapSpec `ebpf:"sock_states"`
+	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
 }
 
@@ -417,6 +470,7 @@ type lbMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbVariableSpecs struct {
 	HostNetns            *ebpf.VariableSpec `ebpf:"host_netns"`
+	PodsByDevice         *ebpf.VariableSpec `ebpf:"pods_by_device"`
 	SnatPortMax          *ebpf.VariableSpec `ebpf:"snat_port_max"`
 	SnatPortMin          *ebpf.VariableSpec `ebpf:"snat_port_min"`
 	TcpClosedTimeout     *ebpf.VariableSpec `ebpf:"tcp_closed_timeout"`
@@ -448,6 +502,7 @@ func (o *lbObjects) Close() error {
 //
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbMaps struct {
+	Affinities    *ebpf.Map `ebpf:"affinities"`
 	BackendStats  *ebpf.Map `ebpf:"backend_stats"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Conns         *ebpf.Map `ebpf:"conns"`
@@ -463,11 +518,13 @@ type lbMaps struct {
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockStates    *ebpf.Map `ebpf:"sock_states"`
+	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
 }
 
 func (m *lbMaps) Close() error {
 	return _LbClose(
+		m.Affinities,
 		m.BackendStats,
 		m.Backends,
 		m.Conns,
@@ -483,6 +540,7 @@ func (m *lbMaps) Close() error {
 		m.Settings,
 		m.Slots,
 		m.SockStates,
+		m.SourceRanges,
 		m.UdpFlows,
 	)
 }
@@ -492,6 +550,7 @@ func (m *lbMaps) Close() error {
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbVariables struct {
 	HostNetns            *ebpf.Variable `ebpf:"host_netns"`
+	PodsByDevice         *ebpf.Variable `ebpf:"pods_by_device"`
 	SnatPortMax          *ebpf.Variable `ebpf:"snat_port_max"`
 	SnatPortMin          *ebpf.Variable `ebpf:"snat_port_min"`
 	TcpClosedTimeout     *ebpf.Variable `ebpf:"tcp_closed_timeout"`

@@ -20,7 +20,7 @@ import (
 
 // layoutVersion names the directory of the pins. It changes with the layout of
 // any map, so that two versions of lbproxy never share one by mistake.
-const layoutVersion = "v2"
+const layoutVersion = "v3"
 
 // nameLen is the size of a value of service_names: the longest name that
 // lb.ServiceName.String can make of Kubernetes names, rounded up.
@@ -42,6 +42,9 @@ type Sizes struct {
 	Slots     uint32 // places in tables: 8 and more for each pool, see docs/ARCHITECTURE.md
 	Conns     uint32 // table entries: 2 for a connection, 4 if masqueraded
 	Flows     uint32 // table entries: 2 for a flow of an unconnected UDP socket
+
+	Affinities   uint32 // clients of Services with session affinity; the oldest is forgotten
+	SourceRanges uint32 // of load balancers, of all Services
 }
 
 // DefaultSizes serve 10,000 Services with 10 endpoints and room to spare; the
@@ -53,6 +56,9 @@ var DefaultSizes = Sizes{
 	Slots:     1 << 21,
 	Conns:     1 << 20,
 	Flows:     1 << 18,
+
+	Affinities:   1 << 17,
+	SourceRanges: 1 << 16,
 }
 
 // orDefault fills zeros from DefaultSizes.
@@ -64,6 +70,8 @@ func (s Sizes) orDefault() Sizes {
 		{&s.Slots, &DefaultSizes.Slots},
 		{&s.Conns, &DefaultSizes.Conns},
 		{&s.Flows, &DefaultSizes.Flows},
+		{&s.Affinities, &DefaultSizes.Affinities},
+		{&s.SourceRanges, &DefaultSizes.SourceRanges},
 	} {
 		if *p.v == 0 {
 			*p.v = *p.d
@@ -86,6 +94,8 @@ func (s Sizes) entries() map[string]uint32 {
 		lbMapSlots:         s.Slots,
 		lbMapConns:         s.Conns,
 		lbMapUdpFlows:      s.Flows,
+		lbMapAffinities:    s.Affinities,
+		lbMapSourceRanges:  s.SourceRanges,
 	}
 }
 
@@ -134,12 +144,13 @@ func (m *maps) wrote() {
 
 func (m *maps) frontends() *ebpf.Map { return m.byName[lbMapFrontends] }
 func (m *maps) names() *ebpf.Map     { return m.byName[mapServiceNames] }
+func (m *maps) ranges() *ebpf.Map    { return m.byName[lbMapSourceRanges] }
 
 // put updates a hash table and counts the write.
 func (m *maps) put(table *ebpf.Map, key, value any) error {
 	m.wrote()
 	err := table.Put(key, value)
-	if errors.Is(err, unix.E2BIG) {
+	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) { // the latter of a trie
 		return fmt.Errorf("map %s has its %d entries: %w", mapName(table), table.MaxEntries(), dataplane.ErrFull)
 	}
 	return err
@@ -348,6 +359,12 @@ func (m *maps) liveOf(id uint32) uint64 {
 func (m *maps) addrPort(id uint32) netip.AddrPort {
 	be := &m.backends[id]
 	return addrPortOf(be.Addr, be.Port)
+}
+
+// isAt tells whether backend id has the address a.
+func (m *maps) isAt(id uint32, a netip.AddrPort) bool {
+	be := &m.backends[id]
+	return *(*[16]byte)(unsafe.Pointer(&be.Addr)) == a.Addr().As16() && be.Port == swap16(a.Port())
 }
 
 // head returns the head of a Service's pool; without a region it is empty.

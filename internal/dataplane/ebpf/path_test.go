@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/dataplane/labtest"
 	"github.com/lbproxy/lbproxy/internal/lab"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -277,13 +278,13 @@ func TestUDPFlowKeepsItsBackend(t *testing.T) {
 // translate: its answers to such a port would go to the node port's Service.
 func TestMasqueradeAvoidsFrontends(t *testing.T) {
 	const first, n, calls = 1024, 1024, 64
-	l := newLab(t, lab.Options{})
+	l := labtest.NewLab(t, lab.Options{})
 	r := &rig{t: t, lab: l, opts: labOptions(t, l)}
 	r.onNode(func() error {
 		ports := fmt.Sprintf("%d 65535", first+n) // of sockets; what is below is for masquerading
 		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte(ports), 0)
 	})
-	serve(t, l.Host("backend1"), backendPort)
+	labtest.Serve(t, l.Host("backend1"), backendPort)
 	r.start()
 	any := map[lb.Family]string{lb.IPv4: "0.0.0.0", lb.IPv6: "[::]"}
 	for f, vip := range vips {

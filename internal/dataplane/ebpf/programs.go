@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // programs are all loaded programs, by name.
@@ -22,11 +25,62 @@ func (p programs) close() {
 	}
 }
 
-// loadPrograms loads every program, to work on the given maps.
-func loadPrograms(m *maps) (programs, error) {
+// layer3 are the programs for devices without an Ethernet header, which few nodes have.
+var layer3 = []string{lbProgLbIngressL3, lbProgLbEgressL3}
+
+// loadPrograms loads every program but those of layer3, to work on the given maps.
+func loadPrograms(m *maps, local lb.LocalDetector) (programs, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raise the limit of locked memory: %w", err)
 	}
+	constants, err := constantsOf(local)
+	if err != nil {
+		return nil, err
+	}
+	sock, err := loadSock()
+	if err != nil {
+		return nil, err
+	}
+	devices, err := loadLb()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range layer3 {
+		delete(devices.Programs, name)
+	}
+	progs := programs{}
+	for _, spec := range []*ebpf.CollectionSpec{sock, devices} {
+		if err := progs.load(spec, m, constants); err != nil {
+			progs.close()
+			return nil, err
+		}
+	}
+	return progs, nil
+}
+
+// loadLayer3 loads what loadPrograms leaves out: the verifier takes as long for each
+// program as for its twin.
+func loadLayer3(m *maps, local lb.LocalDetector) (programs, error) {
+	constants, err := constantsOf(local)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := loadLb()
+	if err != nil {
+		return nil, err
+	}
+	for name := range spec.Programs {
+		if !slices.Contains(layer3, name) {
+			delete(spec.Programs, name)
+		}
+	}
+	progs := programs{}
+	return progs, progs.load(spec, m, constants)
+}
+
+// constantsOf returns what programs know of this node, and of the thread's network
+// namespace.
+func constantsOf(local lb.LocalDetector) (map[string]any, error) {
 	cookie, err := netnsCookie()
 	if err != nil {
 		return nil, fmt.Errorf("network namespace cookie: %w", err)
@@ -37,18 +91,10 @@ func loadPrograms(m *maps) (programs, error) {
 		lbVarSnatPortMin: lo,
 		lbVarSnatPortMax: hi,
 	}
-	progs := programs{}
-	for _, load := range []func() (*ebpf.CollectionSpec, error){loadSock, loadLb} {
-		spec, err := load()
-		if err == nil {
-			err = progs.load(spec, m, constants)
-		}
-		if err != nil {
-			progs.close()
-			return nil, err
-		}
+	if m := local.Mode; m == lb.LocalBridgeInterface || m == lb.LocalInterfaceNamePrefix {
+		constants[lbVarPodsByDevice] = uint32(1)
 	}
-	return progs, nil
+	return constants, nil
 }
 
 // load adds the programs of one object.

@@ -3,7 +3,6 @@
 package ebpf
 
 import (
-	"math"
 	"reflect"
 	"testing"
 
@@ -79,34 +78,6 @@ func TestSameContent(t *testing.T) {
 			}
 			if got := sameContent(old, want, n); got != ignored {
 				t.Errorf("%s: slot %d differs: same is %t, want %t", name, i, got, ignored)
-			}
-		}
-	}
-}
-
-func TestSharesAddUp(t *testing.T) {
-	for name, pool := range tables(t) {
-		var sum float64
-		for _, s := range sharesOf(pool.Table) {
-			sum += s
-		}
-		if math.Abs(sum-1) > 1e-6 {
-			t.Errorf("%s: shares add up to %v, want 1", name, sum)
-		}
-	}
-}
-
-func TestSharesFollowWeights(t *testing.T) {
-	for _, name := range algo.Names() {
-		table, err := algo.Build(name, []algo.Member{{ID: 1, Weight: 1}, {ID: 2, Weight: 3}, {ID: 3, Weight: 0}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := sharesOf(table)
-		for i, want := range []float64{0.25, 0.75, 0} {
-			if math.Abs(got[i]-want) > 0.01 {
-				t.Errorf("%s: shares %v, want 0.25 0.75 0", name, got)
-				break
 			}
 		}
 	}

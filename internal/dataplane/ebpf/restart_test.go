@@ -12,9 +12,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/dataplane/labtest"
 	"github.com/lbproxy/lbproxy/internal/lab"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -83,9 +88,11 @@ var errKilled = errors.New("killed")
 // kill would, and starts again: the kernel must then have exactly what is
 // desired, and give back everything else.
 func TestKilledAtEveryWrite(t *testing.T) {
-	l := newLab(t, lab.Options{Pods: []lab.PodSpec{}})
+	l := labtest.NewLab(t, lab.Options{Pods: []lab.PodSpec{}})
 	r := &rig{t: t, lab: l, opts: labOptions(t, l)}
-	r.opts.Sizes = Sizes{Services: 64, Frontends: 64, Backends: 64, Slots: 256, Conns: 64, Flows: 64}
+	r.opts.Sizes = Sizes{
+		Services: 64, Frontends: 64, Backends: 64, Slots: 256, Conns: 64, Flows: 64, Affinities: 64, SourceRanges: 64,
+	}
 	first, second := r.killWorlds()
 	for n := uint64(1); ; n++ {
 		r.fresh()
@@ -109,22 +116,47 @@ func (r *rig) killWorlds() (a, b dataplane.Delta) {
 		}
 		return out
 	}
-	fe := func(port string) lb.Frontend {
-		return frontend(lb.ClusterIP, lb.TCP, "10.96.0.1:"+port, lb.MasqueradeOffCluster)
+	at := func(typ lb.FrontendType, addr string) func(string) lb.Frontend {
+		return func(port string) lb.Frontend { return frontend(typ, lb.TCP, addr+":"+port, lb.MasqueradeOffCluster) }
 	}
+	fe, other, third := at(lb.ClusterIP, "10.96.0.1"), at(lb.ClusterIP, "10.96.0.2"), at(lb.ClusterIP, "10.96.0.3")
+	balancer := at(lb.LoadBalancer, "172.32.0.1")
 	a = dataplane.Delta{Full: true, Put: []*dataplane.Service{
 		r.svc("backends", lb.IPv4, lb.TCP, "random", bs(1, 2, 3), fe("1")),
 		r.svc("frontends", lb.IPv4, lb.TCP, "random", bs(1, 2), fe("2"), fe("3")),
 		r.svc("gone", lb.IPv4, lb.TCP, "round-robin", bs(1, 2), fe("4"), fe("5")),
 		r.svc("same", lb.IPv4, lb.TCP, "round-robin", bs(7, 8), fe("6")),
+		ranged(r.svc("ranges", lb.IPv4, lb.TCP, "random", bs(1, 2), balancer("1"), other("1")), "10.1.0.0/16", "10.2.0.0/16"),
+		sticky(r.svc("clients", lb.IPv4, lb.UDP, "random", bs(1, 2, 3), balancer("2")), time.Hour, "10.0.0.3:80"),
 	}}
 	b = dataplane.Delta{Full: true, Put: []*dataplane.Service{
 		r.svc("backends", lb.IPv4, lb.TCP, "random", bs(2, 4, 5, 6), fe("1")),
 		r.svc("frontends", lb.IPv4, lb.TCP, "random", bs(1, 2), fe("3"), fe("7")),
 		r.svc("new", lb.IPv4, lb.TCP, "round-robin", bs(1, 9), fe("4"), fe("8")),
 		r.svc("same", lb.IPv4, lb.TCP, "round-robin", bs(7, 8), fe("6")),
+		ranged(r.svc("ranges", lb.IPv4, lb.TCP, "random", bs(1, 2), balancer("1"), third("1")), "10.2.0.0/16", "10.3.0.0/16"),
+		sticky(r.svc("clients", lb.IPv4, lb.UDP, "random", bs(1, 4), balancer("2")), time.Minute, "10.0.0.3:80"),
+		ranged(sticky(r.svc("both", lb.IPv4, lb.TCP, "random", bs(5), balancer("3")), time.Minute), "10.4.0.0/16"),
 	}}
 	return a, b
+}
+
+func ranged(svc *dataplane.Service, ranges ...string) *dataplane.Service {
+	for _, p := range ranges {
+		svc.Terms.SourceRanges = append(svc.Terms.SourceRanges, netip.MustParsePrefix(p))
+	}
+	for i := range svc.Frontends {
+		svc.Frontends[i].Ranged = svc.Frontends[i].Type == lb.LoadBalancer
+	}
+	return svc
+}
+
+func sticky(svc *dataplane.Service, affinity time.Duration, draining ...string) *dataplane.Service {
+	svc.Terms.Affinity = affinity
+	for _, a := range draining {
+		svc.Terms.Draining = append(svc.Terms.Draining, netip.MustParseAddrPort(a))
+	}
+	return svc
 }
 
 // fresh opens a Dataplane without any state.
@@ -179,7 +211,11 @@ func (r *rig) compare(what string, d dataplane.Delta) {
 	want, backends := map[lb.FrontendKey]string{}, uint64(0)
 	for _, svc := range d.Put {
 		for _, fe := range svc.Frontends {
-			want[fe.FrontendKey] = fmt.Sprint(svc.Name, svc.Cluster.Backends)
+			want[fe.FrontendKey] = fmt.Sprint(svc.Name, svc.Cluster.Backends, svc.Terms.Affinity, svc.Terms.SourceRanges)
+			if fe.Type == lb.ClusterIP {
+				unknown := unknownKey(addrOf(fe.Addr.Addr()))
+				want[frontendFrom(unknown)] = "nobody"
+			}
 		}
 		backends += uint64(len(svc.Cluster.Backends))
 	}
@@ -188,6 +224,13 @@ func (r *rig) compare(what string, d dataplane.Delta) {
 	var fe lbFrontend
 	for it := r.dp.maps.frontends().Iterate(); it.Next(&key, &fe); {
 		got[frontendFrom(key)] = r.served(fe.Service)
+	}
+	var ranges uint64
+	for _, svc := range d.Put {
+		ranges += uint64(len(svc.Terms.SourceRanges))
+	}
+	if n := uint64(r.count(r.dp.maps.ranges())); n != ranges {
+		r.t.Fatalf("%s: %d source ranges in the table, want %d", what, n, ranges)
 	}
 	if !stdmaps.Equal(got, want) {
 		r.t.Fatalf("%s: the kernel has\n%v, want\n%v", what, got, want)
@@ -209,10 +252,33 @@ func (r *rig) served(id uint32) string {
 	}
 	for name, svc := range r.dp.services {
 		if svc.id == id {
-			return fmt.Sprint(name, bs)
+			affinity := time.Duration(r.dp.maps.services[id].Affinity) * time.Second
+			return fmt.Sprint(name, bs, affinity, r.rangesOf(id))
 		}
 	}
-	return fmt.Sprint("nobody", bs)
+	return "nobody"
+}
+
+// rangesOf returns a Service's source ranges in the kernel's table.
+func (r *rig) rangesOf(id uint32) (ps []netip.Prefix) {
+	var key lbSourceRange
+	var v uint32
+	for it := r.dp.maps.ranges().Iterate(); it.Next(&key, &v); {
+		if key.Service == id {
+			ps = append(ps, prefixFrom(key.Addr, key.Len-32))
+		}
+	}
+	slices.SortFunc(ps, netip.Prefix.Compare)
+	return ps
+}
+
+// count returns how many entries a hash table has.
+func (r *rig) count(m *ebpf.Map) (n int) {
+	var k, v []byte
+	for it := m.Iterate(); it.Next(&k, &v); {
+		n++
+	}
+	return n
 }
 
 // TestFull fills each table: the Service that does not fit is named, all others
@@ -223,7 +289,7 @@ func TestFull(t *testing.T) {
 		sizes Sizes
 	}{
 		{lbMapServices, Sizes{Services: 3}},
-		{lbMapFrontends, Sizes{Frontends: 2}},
+		{lbMapFrontends, Sizes{Frontends: 4}}, // 2 for each
 		{lbMapBackends, Sizes{Backends: 4}},
 		{lbMapSlots, Sizes{Slots: 1 + 8 + 8}},
 	} {

@@ -26,6 +26,10 @@ func (d *Dataplane) restore() error {
 	if err := d.restoreFrontends(byID); err != nil {
 		return err
 	}
+	d.restoreClusterIPs()
+	if err := d.restoreRanges(byID); err != nil {
+		return err
+	}
 	d.restoreRegions()
 	d.restoreBackends(byID)
 	return nil
@@ -88,6 +92,9 @@ func (d *Dataplane) restoreRegions() {
 			}
 			size, _ := ceilPow2(headOf(d.maps.slots[base:]).layout(poolLen(word)).end)
 			svc.pools[sc] = region{base, size}
+			for _, s := range d.maps.pool(svc.id, lb.Scope(sc)) {
+				svc.ids[sc] = append(svc.ids[sc], s.Backend)
+			}
 			used = append(used, svc.pools[sc])
 		}
 	}
@@ -146,10 +153,10 @@ func (d *Dataplane) serviceNames() []lb.ServiceName {
 // replace tells the backends of a pool where they are, as a commit does.
 func (d *Dataplane) replace(svc *service, sc lb.Scope) {
 	bounds := d.maps.head(svc.id, sc).has(howBounds)
-	for i, s := range d.ids(svc, sc) {
+	for i, id := range svc.ids[sc] {
 		if bounds {
-			d.setPlace(s.Backend, sc, uint16(i))
+			d.setPlace(id, sc, uint16(i))
 		}
-		d.unplace(svc, s.Backend)
+		d.unplace(svc, id)
 	}
 }

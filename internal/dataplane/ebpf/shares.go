@@ -16,53 +16,6 @@ import (
 // bpf/lib/pick.h.
 const factorStart = 1 << 31
 
-// sharesOf returns the part of new connections that each member of a table should
-// get, 0..1: exactly, where chance, turns or places decide, and by weight where load
-// does. A member in slow start has the most that it can get.
-func sharesOf(t algo.Table) []float64 {
-	shares := make([]float64, t.N)
-	switch {
-	case t.Factors != nil:
-		weightShares(t, shares)
-	case t.Alias != nil:
-		for i, w := range t.Alias {
-			own := float64(w>>16) / (1 << 16)
-			shares[i] += own / float64(t.N)
-			shares[w&0xffff] += (1 - own) / float64(t.N)
-		}
-	case t.Order != nil:
-		for _, i := range t.Order {
-			shares[i] += 1 / float64(len(t.Order))
-		}
-	default:
-		for i := range shares {
-			shares[i] = 1 / float64(t.N)
-		}
-	}
-	return shares
-}
-
-// weightShares fills in shares by what a connection costs: it is the inverse of the
-// weight.
-func weightShares(t algo.Table, shares []float64) {
-	var sum float64
-	for _, f := range t.Factors {
-		if f > 0 && f < factorStart {
-			sum += 1 / float64(f)
-		}
-	}
-	rest := 1.0
-	for _, w := range t.Starters {
-		shares[w&0xffff] = float64(w>>16) / (1 << 16) / float64(len(t.Starters))
-		rest -= shares[w&0xffff]
-	}
-	for i, f := range t.Factors {
-		if f > 0 && f < factorStart {
-			shares[i] = rest / float64(f) / sum
-		}
-	}
-}
-
 // table reads the table of a Service's pool and its backends, as they are at one
 // moment: the agent may replace them at any time.
 func (m *maps) table(id uint32, sc lb.Scope) (head, algo.Table, []lbSlot) {

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockMapAffinities      = "affinities"
 	sockMapBackendStats    = "backend_stats"
 	sockMapBackends        = "backends"
 	sockMapConns           = "conns"
@@ -31,6 +32,7 @@ const (
 	sockMapSettings        = "settings"
 	sockMapSlots           = "slots"
 	sockMapSockStates      = "sock_states"
+	sockMapSourceRanges    = "source_ranges"
 	sockMapUdpFlows        = "udp_flows"
 	sockProgLbConnect4     = "lb_connect4"
 	sockProgLbConnect6     = "lb_connect6"
@@ -103,6 +105,7 @@ type sockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
+	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
 	BackendStats  *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Conns         *ebpf.MapSpec `ebpf:"conns"`
@@ -118,6 +121,7 @@ type sockMapSpecs struct {
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockStates    *ebpf.MapSpec `ebpf:"sock_states"`
+	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
 }
 
@@ -148,6 +152,7 @@ func (o *sockObjects) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
+	Affinities    *ebpf.Map `ebpf:"affinities"`
 	BackendStats  *ebpf.Map `ebpf:"backend_stats"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Conns         *ebpf.Map `ebpf:"conns"`
@@ -163,11 +168,13 @@ type sockMaps struct {
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockStates    *ebpf.Map `ebpf:"sock_states"`
+	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
 }
 
 func (m *sockMaps) Close() error {
 	return _SockClose(
+		m.Affinities,
 		m.BackendStats,
 		m.Backends,
 		m.Conns,
@@ -183,6 +190,7 @@ func (m *sockMaps) Close() error {
 		m.Settings,
 		m.Slots,
 		m.SockStates,
+		m.SourceRanges,
 		m.UdpFlows,
 	)
 }

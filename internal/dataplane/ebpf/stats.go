@@ -4,6 +4,7 @@ package ebpf
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +25,8 @@ var reasonNames = map[lbReason]string{
 	lbReasonREASON_SOCK_STATE:        "socket_state_memory",
 	lbReasonREASON_UDP_FLOWS_FULL:    "udp_flow_table_full",
 	lbReasonREASON_INTERNAL:          "internal_inconsistency",
+	lbReasonREASON_SOURCE_RANGE:      "source_range",
+	lbReasonREASON_UNKNOWN_PORT:      "unknown_port",
 }
 
 // Stats implements dataplane.StatsReader. Counters are read in place.
@@ -44,11 +47,11 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 	for _, name := range d.serviceNames() {
 		svc := d.services[name]
 		for sc := range scopes {
-			for _, slot := range d.ids(svc, lb.Scope(sc)) {
-				if lb.Scope(sc) == lb.ScopeLocal && contains(d.ids(svc, lb.ScopeCluster), slot.Backend) {
+			for _, id := range svc.ids[sc] {
+				if lb.Scope(sc) == lb.ScopeLocal && slices.Contains(svc.ids[lb.ScopeCluster], id) {
 					continue
 				}
-				s.Backends = append(s.Backends, d.backendStats(name, slot.Backend))
+				s.Backends = append(s.Backends, d.backendStats(name, id))
 			}
 		}
 		for _, id := range svc.leaving {
@@ -66,15 +69,18 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 func (d *Dataplane) backendStats(name lb.ServiceName, id uint32) dataplane.BackendStats {
 	st := &d.maps.stats[id]
 	closed := atomic.LoadUint64(&st.Closed) // before opened: live is never negative
+	opened := atomic.LoadUint64(&st.Opened)
 	latency, _ := d.maps.latencyAt(id)
 	return dataplane.BackendStats{
 		Latency: time.Duration(latency) * time.Microsecond,
 		Service: name,
 		Backend: d.maps.addrPort(id),
-		Opened:  atomic.LoadUint64(&st.Opened),
+		Live:    opened - min(opened, closed),
+		Counted: true,
+		Opened:  opened,
 		Closed:  closed,
 		Failed:  uint64(atomic.LoadUint32(&st.Failed)),
-		Leaving: d.maps.backends[id].State == uint8(lbBackendStateBACKEND_LEAVING),
+		Leaving: d.maps.backends[id].State > uint8(lbBackendStateBACKEND_ACTIVE),
 	}
 }
 

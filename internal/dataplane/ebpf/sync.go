@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net/netip"
 	"slices"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
@@ -22,7 +23,11 @@ type service struct {
 	id        uint32
 	frontends []lbFrontendKey
 	pools     [scopes]region
-	leaving   []uint32 // backends that still have connections
+	ids       [scopes][]uint32   // backends, in the order of the pools
+	committed *dataplane.Service // nil: by another agent
+	leaving   []uint32           // backends that still have connections
+	ranges    []netip.Prefix     // in the kernel's table, sorted
+	reset     bool               // connections to backends that are gone are reset
 }
 
 // Sync implements dataplane.Dataplane.
@@ -30,11 +35,13 @@ func (d *Dataplane) Sync(ctx context.Context, delta dataplane.Delta) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var failed dataplane.SyncError
+	full := false
 	keep := make(map[lb.ServiceName]bool)
 	for _, svc := range delta.Put {
 		keep[svc.Name] = true
 		if err := d.apply(svc); err != nil {
 			failed.Fail(svc.Name, err)
+			full = full || errors.Is(err, dataplane.ErrFull)
 		}
 	}
 	gone := delta.Delete
@@ -60,7 +67,8 @@ func (d *Dataplane) Sync(ctx context.Context, delta dataplane.Delta) error {
 		d.complete = err == nil
 		failed.Other = errors.Join(failed.Other, err)
 	}
-	d.wakeJanitor()
+	d.wakeJanitor(full)
+	d.wakeLeftovers()
 	return errors.Join(failed.OrNil(), ctx.Err())
 }
 
@@ -88,16 +96,24 @@ func (d *Dataplane) apply(want *dataplane.Service) (err error) {
 			return err
 		}
 	}
+	var early []lb.FrontendKey
+	ranges := svc.ranges
 	c, err := d.plan(svc, want)
+	if err == nil {
+		early = d.answered(c, want)
+		err = d.widenRanges(svc, want.Terms.SourceRanges)
+	}
 	if err == nil {
 		if !known {
 			d.commitPools(c)
+			d.setAffinity(svc, want)
 		}
-		err = d.setFrontends(svc, want.Frontends)
+		err = d.setFrontends(svc, want)
 	}
 	if err != nil {
 		if known { // otherwise the pools were committed, and forget retires them
 			d.abandon(c)
+			err = errors.Join(err, d.narrowRanges(svc, ranges))
 		} else {
 			err = errors.Join(err, d.forget(want.Name, svc))
 		}
@@ -105,17 +121,21 @@ func (d *Dataplane) apply(want *dataplane.Service) (err error) {
 	}
 	if known {
 		d.commitPools(c)
+		d.setAffinity(svc, want)
 	}
+	svc.committed = want
+	d.left.early = append(d.left.early, early...)
+	d.drain(want.Name, svc, want.Terms)
 	d.noteWeights(svc, want)
-	return nil
+	return d.narrowRanges(svc, want.Terms.SourceRanges)
 }
 
 // noteWeights remembers, for people, what the tables of svc were made from.
 func (d *Dataplane) noteWeights(svc *service, want *dataplane.Service) {
 	for sc := range lb.Scope(scopes) {
 		backends := want.Pool(sc).Backends
-		for i, s := range d.ids(svc, sc) { // none, or as many as there are backends
-			if w := &d.maps.weights[s.Backend]; *w != uint64(backends[i].Weight) {
+		for i, id := range svc.ids[sc] { // none, or as many as there are backends
+			if w := &d.maps.weights[id]; *w != uint64(backends[i].Weight) {
 				d.maps.wrote()
 				*w = uint64(backends[i].Weight)
 			}
@@ -213,20 +233,20 @@ func (d *Dataplane) content(svc *service, sc lb.Scope) []lbSlot {
 	return d.maps.slots[g.base : g.base+g.size]
 }
 
-// ids returns the backends of a Service's present pool.
-func (d *Dataplane) ids(svc *service, sc lb.Scope) []lbSlot { return d.maps.pool(svc.id, sc) }
-
 // resolve finds or reserves the ids of the wanted backends. Both sides are
 // sorted by address, so what stays is found by walking along.
 func (d *Dataplane) resolve(c *change, sc lb.Scope, want []lb.Backend) ([]uint32, error) {
 	ids := make([]uint32, 0, len(want))
-	old := d.ids(c.svc, sc)
+	old := c.svc.ids[sc]
 	for _, b := range want {
-		for len(old) > 0 && d.maps.addrPort(old[0].Backend).Compare(b.Addr) < 0 {
+		same := len(old) > 0 && d.maps.isAt(old[0], b.Addr)
+		for !same && len(old) > 0 && d.maps.addrPort(old[0]).Compare(b.Addr) < 0 {
 			old = old[1:]
+			same = len(old) > 0 && d.maps.isAt(old[0], b.Addr)
 		}
-		if len(old) > 0 && d.maps.addrPort(old[0].Backend) == b.Addr {
-			ids = append(ids, old[0].Backend)
+		if same {
+			ids = append(ids, old[0])
+			old = old[1:]
 			continue
 		}
 		id, err := d.otherID(c, sc, b)
@@ -241,14 +261,14 @@ func (d *Dataplane) resolve(c *change, sc lb.Scope, want []lb.Backend) ([]uint32
 // otherID finds backend b in the Service's other pool, among those that are
 // leaving, among those reserved before, or reserves an id for it.
 func (d *Dataplane) otherID(c *change, sc lb.Scope, b lb.Backend) (uint32, error) {
-	other := 1 - sc
-	i, ok := slices.BinarySearchFunc(d.ids(c.svc, other), b, func(s lbSlot, b lb.Backend) int {
-		return d.maps.addrPort(s.Backend).Compare(b.Addr)
+	others := c.svc.ids[1-sc]
+	i, ok := slices.BinarySearchFunc(others, b, func(id uint32, b lb.Backend) int {
+		return d.maps.addrPort(id).Compare(b.Addr)
 	})
 	if ok {
-		return d.ids(c.svc, other)[i].Backend, nil
+		return others[i], nil
 	}
-	at := func(id uint32) bool { return d.maps.addrPort(id) == b.Addr }
+	at := func(id uint32) bool { return d.maps.isAt(id, b.Addr) }
 	if i := slices.IndexFunc(c.svc.leaving, at); i >= 0 {
 		c.back = append(c.back, c.svc.leaving[i])
 		return c.svc.leaving[i], nil
@@ -278,49 +298,56 @@ func (d *Dataplane) otherID(c *change, sc lb.Scope, b lb.Backend) (uint32, error
 // commitPools writes backends, then tables, then the words that lead to them.
 // Backends that are in no pool any more start to leave.
 func (d *Dataplane) commitPools(c *change) {
-	before := d.members(c.svc)
+	before, bounds := c.svc.ids, d.hasBounds(c.svc)
 	for _, id := range append(c.fresh, c.back...) {
 		d.setState(id, lbBackendStateBACKEND_ACTIVE)
 	}
 	for _, id := range c.fresh {
 		d.maps.stats[id] = lbBackendStats{}
 	}
-	d.seedLatency(c, before)
+	d.seedLatency(c)
 	for sc := range c.pools {
-		p := &c.pools[sc]
-		if p.same {
-			continue
-		}
-		d.maps.wrote()
-		if len(p.content) > 0 {
-			p.content[headMore].Backend = d.resumeTurns(c.svc, lb.Scope(sc), p)
-			copy(d.maps.slots[p.region.base:], p.content)
-			d.place(lb.Scope(sc), p)
-		}
-		old := c.svc.pools[sc]
-		c.svc.pools[sc] = p.region
-		d.maps.storePool(c.svc.id, lb.Scope(sc), poolWord(p.region.base, uint32(len(p.ids))))
-		d.retired.add(old)
+		d.commitPool(c, lb.Scope(sc))
 	}
 	d.reserved = d.reserved[:0]
-	after := d.members(c.svc)
-	c.svc.leaving = slices.DeleteFunc(c.svc.leaving, func(id uint32) bool { return after[id] })
-	for id := range before {
-		if !after[id] {
-			d.leave(c.svc, id)
+	stays := d.marks.set(c.svc.ids)
+	c.svc.leaving = slices.DeleteFunc(c.svc.leaving, stays)
+	for _, id := range d.marks.without(before) {
+		d.leave(c.svc, id)
+	}
+	if bounds || d.hasBounds(c.svc) {
+		for _, ids := range before {
+			for _, id := range ids {
+				d.unplace(c.svc, id)
+			}
 		}
 	}
-	for id := range before {
-		d.unplace(c.svc, id)
+}
+
+// commitPool writes one pool, if it is another one.
+func (d *Dataplane) commitPool(c *change, sc lb.Scope) {
+	p := &c.pools[sc]
+	if p.same {
+		return
 	}
+	d.maps.wrote()
+	if len(p.content) > 0 {
+		p.content[headMore].Backend = d.resumeTurns(c.svc, sc, p)
+		copy(d.maps.slots[p.region.base:], p.content)
+		d.place(sc, p)
+	}
+	old := c.svc.pools[sc]
+	c.svc.pools[sc], c.svc.ids[sc] = p.region, p.ids
+	d.maps.storePool(c.svc.id, sc, poolWord(p.region.base, uint32(len(p.ids))))
+	d.retired.add(old)
 }
 
 // members returns the backends of both pools.
 func (d *Dataplane) members(svc *service) map[uint32]bool {
 	set := make(map[uint32]bool)
 	for sc := range svc.pools {
-		for _, s := range d.ids(svc, lb.Scope(sc)) {
-			set[s.Backend] = true
+		for _, id := range svc.ids[sc] {
+			set[id] = true
 		}
 	}
 	return set
@@ -329,7 +356,10 @@ func (d *Dataplane) members(svc *service) map[uint32]bool {
 // leave stops giving connections to a backend; it keeps those it has.
 func (d *Dataplane) leave(svc *service, id uint32) {
 	delete(d.ripe, id)
-	d.setState(id, lbBackendStateBACKEND_LEAVING)
+	d.setPools(id, 0)
+	if be := &d.maps.backends[id]; be.State == uint8(lbBackendStateBACKEND_ACTIVE) {
+		d.setState(id, lbBackendStateBACKEND_LEAVING) // until its terms are known
+	}
 	svc.leaving = append(svc.leaving, id)
 	d.draining[svc] = true
 }
@@ -355,24 +385,23 @@ func (d *Dataplane) abandon(c *change) {
 
 // setFrontends makes want the frontends of svc. If one cannot be written, all
 // are as before.
-func (d *Dataplane) setFrontends(svc *service, want []lb.Frontend) error {
-	keys := make([]lbFrontendKey, 0, len(want))
+func (d *Dataplane) setFrontends(svc *service, want *dataplane.Service) error {
+	keys := make([]lbFrontendKey, 0, len(want.Frontends))
 	var undo []func() error
-	for _, f := range want {
-		key, value := frontendKeyOf(f.FrontendKey), frontendValueOf(f, svc.id)
+	for _, f := range want.Frontends {
+		key, value := frontendKeyOf(f.FrontendKey), frontendValueOf(f, svc.id, want.Terms)
 		old, had := d.frontends[key]
 		if had && old == value {
 			keys = append(keys, key)
 			continue
 		}
-		if err := d.maps.put(d.maps.frontends(), key, value); err != nil {
+		if err := d.putFrontend(key, value); err != nil {
 			for _, u := range undo {
 				err = errors.Join(err, u())
 			}
 			return fmt.Errorf("frontend %s: %w", f.FrontendKey, err)
 		}
 		undo = append(undo, func() error { return d.restoreFrontend(key, old, had) })
-		d.frontends[key] = value
 		keys = append(keys, key)
 	}
 	var errs []error
@@ -391,11 +420,9 @@ func (d *Dataplane) setFrontends(svc *service, want []lb.Frontend) error {
 
 func (d *Dataplane) restoreFrontend(key lbFrontendKey, old lbFrontend, had bool) error {
 	if had {
-		d.frontends[key] = old
-		return d.maps.put(d.maps.frontends(), key, old)
+		return d.putFrontend(key, old)
 	}
-	delete(d.frontends, key)
-	return d.maps.remove(d.maps.frontends(), key)
+	return d.removeFrontend(key)
 }
 
 // dropFrontend removes a frontend unless another Service has taken it over.
@@ -403,10 +430,9 @@ func (d *Dataplane) dropFrontend(svc *service, key lbFrontendKey) error {
 	if v, ok := d.frontends[key]; !ok || v.Service != svc.id {
 		return nil
 	}
-	if err := d.maps.remove(d.maps.frontends(), key); err != nil {
+	if err := d.removeFrontend(key); err != nil {
 		return fmt.Errorf("remove frontend %s: %w", frontendFrom(key), err)
 	}
-	delete(d.frontends, key)
 	return nil
 }
 
@@ -428,14 +454,20 @@ func (d *Dataplane) remove(name lb.ServiceName) error {
 // forget retires the pools and the id of a Service that has no frontends.
 func (d *Dataplane) forget(name lb.ServiceName, svc *service) error {
 	members := d.members(svc)
+	if err := d.narrowRanges(svc, nil); err != nil {
+		return err
+	}
 	for sc := range svc.pools {
 		d.maps.storePool(svc.id, lb.Scope(sc), 0)
 		d.retired.add(svc.pools[sc])
-		svc.pools[sc] = region{}
+		svc.pools[sc], svc.ids[sc] = region{}, nil
 	}
 	for id := range members {
 		d.leave(svc, id)
 		d.unplace(svc, id)
+	}
+	for _, id := range svc.leaving { // the Service is gone, not its backends: TCP goes on
+		d.setLeft(name, id, lbBackendStateBACKEND_GONE)
 	}
 	if err := d.maps.remove(d.maps.names(), svc.id); err != nil {
 		return fmt.Errorf("remove name: %w", err)
@@ -454,11 +486,10 @@ func (d *Dataplane) removeStray() error {
 	}
 	var errs []error
 	for key, v := range d.frontends {
-		if owned[v.Service] {
+		if owned[v.Service] || v.Flags&uint8(lbFrontendFlagsFE_UNKNOWN) != 0 && d.clusterIPs[key.Addr] > 0 {
 			continue
 		}
-		errs = append(errs, d.maps.remove(d.maps.frontends(), key))
-		delete(d.frontends, key)
+		errs = append(errs, d.removeFrontend(key))
 	}
 	return errors.Join(errs...)
 }

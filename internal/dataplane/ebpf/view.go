@@ -20,9 +20,6 @@ import (
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
-// errNoPins is returned when lbproxy has nothing in a bpffs mount.
-var errNoPins = errors.New("lbproxy has no state here: it has not run, or cleanup removed it")
-
 // View reads lbproxy's state in the kernel. It needs no agent and changes
 // nothing.
 type View struct {
@@ -32,14 +29,15 @@ type View struct {
 	members   map[uint32][]uint32 // backends by service id, leaving ones too
 }
 
-// OpenView opens what is pinned below a bpffs mount; empty means /sys/fs/bpf.
+// OpenView opens what is pinned below a bpffs mount; empty means /sys/fs/bpf. The error
+// wraps dataplane.ErrNoState if that is nothing.
 func OpenView(bpffs string) (*View, error) {
 	if bpffs == "" {
 		bpffs = defaultBPFFS
 	}
 	dir := pinDir(bpffs)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", dir, errNoPins)
+		return nil, fmt.Errorf("%s: %w", dir, dataplane.ErrNoState)
 	}
 	specs, err := mapSpecs(Sizes{})
 	if err != nil {
@@ -161,6 +159,8 @@ func flagNames(flags uint8) (names []string) {
 		{lbFrontendFlagsFE_OUTSIDE_LOCAL, "outside-local"},
 		{lbFrontendFlagsFE_MASQ_OFFCLUSTER, "masquerade-off-cluster"},
 		{lbFrontendFlagsFE_MASQ_ALWAYS, "masquerade"},
+		{lbFrontendFlagsFE_RANGED, "source-ranges"},
+		{lbFrontendFlagsFE_AFFINITY, "affinity"},
 	} {
 		if flags&uint8(f.bit) != 0 {
 			names = append(names, f.name)
@@ -182,7 +182,7 @@ func (v *View) backendViews(id uint32, sc lb.Scope) []dataplane.BackendView {
 	for i, s := range slots {
 		place[s.Backend] = i
 	}
-	shares := sharesOf(table)
+	shares := algo.Shares(table)
 	for _, b := range ids {
 		view := v.backend(b)
 		view.Pools = poolNames(contains(cluster, b), contains(local, b))
@@ -218,7 +218,7 @@ func (v *View) backend(id uint32) dataplane.BackendView {
 		LatencyMicros: v.maps.latencyOf(id),
 	}
 	view.Live = view.Opened - closed
-	if v.maps.backends[id].State == uint8(lbBackendStateBACKEND_LEAVING) {
+	if v.maps.backends[id].State > uint8(lbBackendStateBACKEND_ACTIVE) {
 		view.State = "leaving"
 	}
 	return view

@@ -26,7 +26,10 @@ func (d *Dataplane) put(
 	d.mu.Lock()
 	old, had := d.services[svc.Name], d.installed[svc.Name]
 	d.mu.Unlock()
-	var now regions
+	now := regions{terms: had.terms}
+	if now.terms == nil || !now.terms.Equal(svc.Terms) {
+		now.terms = &svc.Terms
+	}
 	var err error
 	if now.cluster, err = d.fill(svc, lb.ScopeCluster, old, had.cluster); err != nil {
 		return err
@@ -73,6 +76,7 @@ func (d *Dataplane) remove(name lb.ServiceName) error {
 	delete(d.services, name)
 	delete(d.installed, name)
 	d.forgetBackends(&dataplane.Service{Name: name})
+	maps.DeleteFunc(d.sticky, func(c client, _ remembered) bool { return c.service == name })
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
@@ -38,11 +39,13 @@ type Write struct {
 
 // Options describe a fake. The zero value has no node address and never fails.
 type Options struct {
-	Nodes     []netip.Addr   // where NodePorts answer; loopback is one only if it is here
-	Pods      []netip.Prefix // the cluster's pod ranges
-	FailEvery int            // each so many writes one fails; 0 is never
-	Rand      func() uint32  // for picks; nil is a fixed sequence
-	OnWrite   func(Write)    // called after each write that succeeded, without locks
+	Nodes     []netip.Addr         // the node's addresses; loopback is one only if it is here
+	NodePorts lb.NodePortAddresses // at which of them NodePorts answer
+	Local     lb.LocalDetector     // which packets are those of pods
+	Now       func() time.Time     // for session affinity; nil is time.Now
+	FailEvery int                  // each so many writes one fails; 0 is never
+	Rand      func() uint32        // for picks; nil is a fixed sequence
+	OnWrite   func(Write)          // called after each write that succeeded, without locks
 }
 
 // Dataplane is the fake. All methods may be called from any goroutine, but Sync
@@ -59,6 +62,8 @@ type Dataplane struct {
 	services  map[lb.ServiceName]*dataplane.Service
 	installed map[lb.ServiceName]regions
 	records   map[lb.FrontendKey]record
+	node      lb.Node
+	sticky    map[client]remembered
 	seq       map[counter]uint32
 	opened    map[connections]uint64
 	live      map[connections]uint64
@@ -74,7 +79,12 @@ type region struct {
 	empty    lb.Verdict
 }
 
-type regions struct{ cluster, local *region }
+// regions are what a Service's records lead to, with its terms, which are shared as
+// long as they are equal.
+type regions struct {
+	cluster, local *region
+	terms          *lb.Terms
+}
 
 // record is what a frontend's key leads to.
 type record struct {
@@ -94,6 +104,9 @@ func New(o Options) *Dataplane {
 			return state
 		}
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	return &Dataplane{
 		opts:      o,
 		failEvery: o.FailEvery,
@@ -101,11 +114,30 @@ func New(o Options) *Dataplane {
 		services:  map[lb.ServiceName]*dataplane.Service{},
 		installed: map[lb.ServiceName]regions{},
 		records:   map[lb.FrontendKey]record{},
+		sticky:    map[client]remembered{},
 		seq:       map[counter]uint32{},
 		opened:    map[connections]uint64{},
 		live:      map[connections]uint64{},
 		drops:     map[string]uint64{},
 	}
+}
+
+// Reopen returns what an agent that starts again finds: all that the pretended
+// kernel has. d is not to be used any more.
+func (d *Dataplane) Reopen() *Dataplane {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := New(d.opts)
+	n.services, n.installed, n.records = d.services, d.installed, d.records
+	n.sticky, n.seq, n.opened, n.live, n.drops = d.sticky, d.seq, d.opened, d.live, d.drops
+	return n
+}
+
+// SetNode implements dataplane.NodeSetter.
+func (d *Dataplane) SetNode(n lb.Node) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.node = n
 }
 
 // SetFailEvery changes Options.FailEvery.

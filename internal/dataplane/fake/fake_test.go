@@ -3,8 +3,10 @@
 package fake_test
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/dataplane/dptest"
@@ -30,12 +32,14 @@ func prefixes(list ...string) []netip.Prefix {
 
 // harness runs the contract against the fake: a dial is a lookup.
 type harness struct {
-	dp    *fake.Dataplane
-	addrs dptest.Addresses
+	dp        *fake.Dataplane
+	addrs     dptest.Addresses
+	clock     time.Time
+	connected bool // UDP sockets connect
 }
 
 func newHarness() *harness {
-	h := &harness{addrs: dptest.Addresses{
+	h := &harness{clock: time.Unix(1_800_000_000, 0), addrs: dptest.Addresses{
 		Ports:        [2]uint16{8080, 9090},
 		Node:         addrs("192.0.2.1", "192.0.2.2", "2001:db8::1"),
 		ServiceVIPs:  prefixes("10.96.0.0/16", "fd00:96::/112"),
@@ -53,6 +57,12 @@ func newHarness() *harness {
 	} {
 		h.addrs.Backends = append(h.addrs.Backends, dptest.Backend{V4: list[0], V6: list[1], Local: i < 3})
 	}
+	for _, a := range addrs("203.0.113.100", "2001:db8:9::100") {
+		for range 32 {
+			h.addrs.Many = append(h.addrs.Many, a)
+			a = a.Next()
+		}
+	}
 	self := h.addrs.Backends[0]
 	h.addrs.Sources[dptest.Self] = []netip.Addr{self.V4, self.V6}
 	return h
@@ -65,17 +75,27 @@ func (h *harness) Supports(dptest.Feature) bool { return true }
 func (h *harness) Dataplane(*testing.T) dataplane.Dataplane {
 	h.dp = fake.New(fake.Options{
 		Nodes: append(addrs("127.0.0.1", "::1"), h.addrs.Node...),
-		Pods:  prefixes("10.244.0.0/16", "fd00:244::/32"),
+		Local: lb.LocalDetector{Mode: lb.LocalClusterCIDR, Ranges: prefixes("10.244.0.0/16", "fd00:244::/32")},
+		Now:   h.Now,
 	})
 	return h.dp
 }
 
+func (h *harness) Reopen(*testing.T) dataplane.Dataplane {
+	h.dp = h.dp.Reopen()
+	return h.dp
+}
+
+func (h *harness) Wait(d time.Duration) { h.clock = h.clock.Add(d) }
+
+func (h *harness) Now() time.Time { return h.clock }
+
 // flow returns f as the fake has it.
 func (h *harness) flow(t *testing.T, f dptest.Flow) fake.Flow {
 	t.Helper()
-	flow := fake.Flow{To: f.To, Proto: f.Proto, Socket: f.From == dptest.PodHooked || f.From == dptest.Node}
+	flow := fake.Flow{To: f.To, Proto: f.Proto, Source: f.Source, Socket: f.From == dptest.PodHooked || f.From == dptest.Node}
 	for _, a := range h.addrs.Sources[f.From] {
-		if lb.FamilyOf(a) == lb.FamilyOf(f.To.Addr()) {
+		if !f.Source.IsValid() && lb.FamilyOf(a) == lb.FamilyOf(f.To.Addr()) {
 			flow.Source = a
 		}
 	}
@@ -85,12 +105,39 @@ func (h *harness) flow(t *testing.T, f dptest.Flow) fake.Flow {
 	return flow
 }
 
-func (h *harness) Open(t *testing.T, f dptest.Flow) dptest.Held {
-	v, end := h.dp.Open(h.flow(t, f))
+func (h *harness) hold(t *testing.T, f dptest.Flow) (netip.AddrPort, *fake.Conn, fake.Flow) {
+	t.Helper()
+	flow := h.flow(t, f)
+	flow.Connected = h.connected
+	v, c := h.dp.Hold(flow)
 	if v.Action != fake.Forward {
 		t.Fatalf("%s: %s", f, v.Action)
 	}
-	return dptest.Held{Backend: v.Backend, Check: func() error { return nil }, Close: end}
+	return v.Backend, c, flow
+}
+
+func (h *harness) Open(t *testing.T, f dptest.Flow) dptest.Held {
+	be, c, _ := h.hold(t, f)
+	return dptest.Held{Backend: be, Close: c.End, Check: func() error {
+		if v := c.Send(); v.Action != fake.Forward {
+			return fmt.Errorf("to %s: %s", be, v.Action)
+		}
+		return nil
+	}}
+}
+
+func (h *harness) OpenFlow(t *testing.T, f dptest.Flow) dptest.HeldFlow {
+	be, c, flow := h.hold(t, f)
+	return dptest.HeldFlow{
+		Backend: be, Connected: flow.Socket && flow.Connected, Close: c.End,
+		Again: func(bool) (netip.AddrPort, error) {
+			v := c.Send()
+			if v.Action != fake.Forward {
+				return netip.AddrPort{}, fmt.Errorf("to %s: %s", be, v.Action)
+			}
+			return v.Backend, nil
+		},
+	}
 }
 
 func (h *harness) Try(t *testing.T, f dptest.Flow) dptest.Outcome {
@@ -127,3 +174,9 @@ func verdictOf(f fake.Flow, v fake.Verdict) dptest.Verdict {
 }
 
 func TestContract(t *testing.T) { dptest.Run(t, newHarness()) }
+
+func TestContractConnected(t *testing.T) {
+	h := newHarness()
+	h.connected = true
+	dptest.Run(t, h)
+}

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
-	"sync"
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
@@ -15,10 +14,13 @@ import (
 
 // Flow is a new connection.
 type Flow struct {
-	Source netip.Addr
-	To     netip.AddrPort
-	Proto  lb.Proto
-	Socket bool // translated at connect(), not on the packet path
+	Source    netip.Addr
+	To        netip.AddrPort
+	Proto     lb.Proto
+	Socket    bool   // of this node, translated at connect(), not on the packet path
+	Connected bool   // a UDP socket that was connected
+	Device    string // by which packets come
+	Master    string // the bridge of Device, if it has one
 }
 
 // Action is what becomes of a Flow.
@@ -30,6 +32,7 @@ const (
 	Refuse  Action = "reject"
 	Discard Action = "drop"
 	Pass    Action = "not a service"
+	Destroy Action = "destroy" // of a Conn: the socket is taken from its process
 )
 
 // Verdict is what would happen to a Flow.
@@ -73,29 +76,68 @@ func (d *Dataplane) Dial(f Flow) Verdict {
 // Open opens a connection and picks its backend. It lasts until end is called,
 // which may be called again.
 func (d *Dataplane) Open(f Flow) (v Verdict, end func()) {
+	v, c := d.Hold(f)
+	if c == nil {
+		return v, func() {}
+	}
+	return v, c.End
+}
+
+// Hold opens a connection, or a UDP flow, and picks its backend. The Conn is nil
+// unless the Verdict is Forward.
+func (d *Dataplane) Hold(f Flow) (Verdict, *Conn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	v, on := d.open(f)
+	if v.Action != Forward {
+		return v, nil
+	}
+	return v, &Conn{dp: d, flow: f, on: on}
+}
+
+// open is Hold. d.mu is held.
+func (d *Dataplane) open(f Flow) (Verdict, connections) {
 	v, r, sc := d.lookup(f)
 	switch v.Action {
 	case Refuse, Discard:
 		d.drops[string(v.Action)]++
+		return v, connections{}
+	case Pass, Destroy:
+		return v, connections{}
 	case Forward:
-		be := d.pick(f, v.Service, r, sc)
-		v.Backend = be.backend
-		d.opened[be]++
-		d.live[be]++
-		v.Masquerade = v.Masquerade || !f.Socket && f.Source == v.Backend.Addr()
-		v.Source = f.Source
-		if v.Masquerade {
-			v.Source = d.nodeAddr(lb.FamilyOf(f.Source))
-		}
-		return v, sync.OnceFunc(func() { d.end(be) })
 	}
-	return v, func() {}
+	be := d.pick(f, v.Service, r, sc)
+	v.Backend = be.backend
+	d.opened[be]++
+	d.live[be]++
+	v.Masquerade = v.Masquerade || !f.Socket && f.Source == v.Backend.Addr()
+	v.Source = f.Source
+	if v.Masquerade {
+		v.Source = d.nodeAddr(lb.FamilyOf(f.Source))
+	}
+	return v, be
 }
 
-// pick chooses a backend. d.mu is held.
+// pick chooses a backend: the one that the client had, or another one, which is
+// remembered. d.mu is held.
 func (d *Dataplane) pick(f Flow, svc lb.ServiceName, r *region, sc lb.Scope) connections {
+	timeout := d.installed[svc].terms.Affinity
+	if timeout == 0 {
+		return d.balance(f, svc, r, sc)
+	}
+	who := client{svc, f.Source}
+	on := connections{service: svc}
+	if was, ok := d.again(who, r, timeout); ok {
+		on.backend = was
+	} else {
+		on = d.balance(f, svc, r, sc)
+	}
+	d.remember(who, on.backend)
+	return on
+}
+
+// balance asks the table. d.mu is held.
+func (d *Dataplane) balance(f Flow, svc lb.ServiceName, r *region, sc lb.Scope) connections {
 	c := counter{svc, sc}
 	in := algo.Input{
 		Rand: [5]uint32{d.opts.Rand(), d.opts.Rand(), d.opts.Rand(), d.opts.Rand(), d.opts.Rand()},
@@ -109,10 +151,8 @@ func (d *Dataplane) pick(f Flow, svc lb.ServiceName, r *region, sc lb.Scope) con
 	return connections{svc, r.backends[algo.Pick(r.table, in)].Addr}
 }
 
-// end counts the end of a connection.
+// end counts the end of a connection. d.mu is held.
 func (d *Dataplane) end(c connections) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	if d.live[c]--; d.live[c] == 0 {
 		delete(d.live, c)
 	}
@@ -132,30 +172,79 @@ func hashOf(b lb.Balance, f Flow) uint32 {
 	return algo.HashSource(0, src)
 }
 
+// record finds the frontend for f. d.mu is held.
+func (d *Dataplane) record(f Flow) (record, bool) {
+	to := f.To.Addr()
+	if to.IsUnspecified() {
+		return record{}, false
+	}
+	if rec, ok := d.records[lb.FrontendKey{Addr: f.To, Proto: f.Proto}]; ok {
+		return rec, true
+	}
+	switch {
+	case !slices.Contains(d.opts.Nodes, to) || !d.opts.NodePorts.Serves(to, d.node):
+		return record{}, false
+	case to.IsLoopback() && !slices.Contains(d.opts.Nodes, f.Source):
+		return record{}, false // another machine's or pod's own loopback
+	}
+	wildcard := netip.AddrPortFrom(lb.FamilyOf(to).Unspecified(), f.To.Port())
+	rec, ok := d.records[lb.FrontendKey{Addr: wildcard, Proto: f.Proto}]
+	return rec, ok
+}
+
+// hasClusterIP tells whether addr is the cluster IP of a Service. d.mu is held.
+func (d *Dataplane) hasClusterIP(addr netip.Addr) bool {
+	for key, rec := range d.records {
+		if key.Addr.Addr() == addr && rec.frontend.Type == lb.ClusterIP {
+			return true
+		}
+	}
+	return false
+}
+
+// isPod tells whether f's packets are those of a pod. d.mu is held.
+func (d *Dataplane) isPod(f Flow) bool {
+	in := func(p netip.Prefix) bool { return p.Contains(f.Source) }
+	return slices.ContainsFunc(d.opts.Local.PodRanges(d.node), in) || d.opts.Local.PodDevice(f.Device, f.Master)
+}
+
+// masquerades tells what m means for the packets of f, whose sender is a pod or not.
+// d.mu is held.
+func (d *Dataplane) masquerades(m lb.Masquerade, f Flow, pod bool) bool {
+	switch m {
+	case lb.MasqueradeAlways:
+		return true
+	case lb.MasqueradeOffCluster:
+		return !pod && d.opts.Local.Knows(lb.FamilyOf(f.To.Addr()), d.node)
+	case lb.MasqueradeNever:
+	}
+	return false
+}
+
 // lookup finds the record for f and what it says. d.mu is held.
 func (d *Dataplane) lookup(f Flow) (Verdict, *region, lb.Scope) {
-	rec, ok := d.records[lb.FrontendKey{Addr: f.To, Proto: f.Proto}]
-	isNode := slices.Contains(d.opts.Nodes, f.To.Addr())
-	if f.To.Addr().IsLoopback() && !slices.Contains(d.opts.Nodes, f.Source) {
-		isNode = false // another machine's or pod's own loopback
-	}
-	if !ok && isNode {
-		wildcard := netip.AddrPortFrom(lb.FamilyOf(f.To.Addr()).Unspecified(), f.To.Port())
-		rec, ok = d.records[lb.FrontendKey{Addr: wildcard, Proto: f.Proto}]
-	}
-	if !ok || f.To.Addr().IsUnspecified() {
+	rec, ok := d.record(f)
+	switch {
+	case !ok && d.hasClusterIP(f.To.Addr()):
+		return Verdict{Action: Refuse}, nil, 0
+	case !ok:
 		return Verdict{Action: Pass}, nil, 0
 	}
-	pod := slices.ContainsFunc(d.opts.Pods, func(p netip.Prefix) bool { return p.Contains(f.Source) })
+	v := Verdict{Service: rec.owner, Frontend: rec.frontend}
+	in := func(p netip.Prefix) bool { return p.Contains(f.Source) }
+	if rec.frontend.Ranged && !slices.ContainsFunc(rec.regions.terms.SourceRanges, in) {
+		v.Action = Discard
+		return v, nil, 0
+	}
+	pod := d.isPod(f)
 	sc := rec.frontend.Outside
-	if pod || slices.Contains(d.opts.Nodes, f.Source) {
+	if pod || f.Socket {
 		sc = rec.frontend.Inside
 	}
 	r := rec.regions.cluster
 	if sc == lb.ScopeLocal {
 		r = rec.regions.local
 	}
-	v := Verdict{Service: rec.owner, Frontend: rec.frontend}
 	switch {
 	case r.table.N > 0:
 		v.Action = Forward
@@ -164,8 +253,7 @@ func (d *Dataplane) lookup(f Flow) (Verdict, *region, lb.Scope) {
 				v.Candidates = append(v.Candidates, be)
 			}
 		}
-		m := rec.frontend.Masquerade
-		v.Masquerade = !f.Socket && (m == lb.MasqueradeAlways || m == lb.MasqueradeOffCluster && !pod)
+		v.Masquerade = !f.Socket && d.masquerades(rec.frontend.Masquerade, f, pod)
 	case r.empty == lb.Drop:
 		v.Action = Discard
 	default:
@@ -191,7 +279,7 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 	s := dataplane.Stats{Drops: map[string]uint64{}}
 	for c, n := range d.opened {
 		s.Backends = append(s.Backends, dataplane.BackendStats{
-			Service: c.service, Backend: c.backend, Opened: n, Closed: n - d.live[c],
+			Service: c.service, Backend: c.backend, Live: d.live[c], Counted: true, Opened: n, Closed: n - d.live[c],
 		})
 	}
 	slices.SortFunc(s.Backends, func(a, b dataplane.BackendStats) int {

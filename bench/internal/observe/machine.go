@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package observe tells what the benches need to know of this machine and of a
+// program that runs in a lab.
+package observe
 
 import (
 	"bufio"
@@ -12,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine is what the numbers depend on.
-type machine struct {
+// Machine is what the numbers depend on.
+type Machine struct {
 	Time       time.Time `json:"time"`
 	Kernel     string    `json:"kernel"`
 	CPU        string    `json:"cpu"`
@@ -26,23 +28,24 @@ type machine struct {
 	LoadAfter  string    `json:"loadAfter"`
 }
 
-func thisMachine() machine {
+// ThisMachine returns what is known before anything is measured.
+func ThisMachine() Machine {
 	var u unix.Utsname
 	_ = unix.Uname(&u) // cannot fail
-	return machine{
+	return Machine{
 		Time:       time.Now().UTC().Truncate(time.Second),
 		Kernel:     unix.ByteSliceToString(u.Release[:]) + " " + unix.ByteSliceToString(u.Machine[:]),
 		CPU:        cpuModel(),
 		CPUs:       runtime.NumCPU(),
-		Jit:        readWord("/proc/sys/net/core/bpf_jit_enable"),
-		Harden:     readWord("/proc/sys/net/core/bpf_jit_harden"),
+		Jit:        ReadWord("/proc/sys/net/core/bpf_jit_enable"),
+		Harden:     ReadWord("/proc/sys/net/core/bpf_jit_harden"),
 		Go:         runtime.Version(),
-		LoadBefore: load(),
+		LoadBefore: Load(),
 	}
 }
 
-// readWord returns a file's text, or a question mark.
-func readWord(path string) string {
+// ReadWord returns a file's text, or a question mark.
+func ReadWord(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return "?"
@@ -50,9 +53,9 @@ func readWord(path string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// load is the load average of 1, 5 and 15 minutes: others on this machine.
-func load() string {
-	fields := strings.Fields(readWord("/proc/loadavg"))
+// Load is the load average of 1, 5 and 15 minutes: others on this machine.
+func Load() string {
+	fields := strings.Fields(ReadWord("/proc/loadavg"))
 	return strings.Join(fields[:min(3, len(fields))], " ")
 }
 

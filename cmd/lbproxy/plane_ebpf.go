@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/dataplane/ebpf"
+	"github.com/lbproxy/lbproxy/internal/dataplane/iptables"
+)
+
+// translatedPeriod is the time between two looks for connections that netfilter
+// translates, as long as there are some.
+const translatedPeriod = 30 * time.Second
+
+// ebpfPlane is the eBPF dataplane beside connections that netfilter translates: those
+// that began while another proxy, or the iptables dataplane, served this node.
+type ebpfPlane struct {
+	*ebpf.Dataplane
+	lock io.Closer // keeps the iptables dataplane away
+	log  *slog.Logger
+}
+
+// openEBPF opens the eBPF dataplane. The lock of the other one keeps both apart.
+func openEBPF(c config.Config, _ announcer, log *slog.Logger) (plane, error) {
+	lock, err := iptables.Lock(iptablesOptions(c, log))
+	if err != nil && os.Geteuid() == 0 {
+		return nil, errors.Join(ebpf.Running(ebpfOptions(c, log)), err)
+	}
+	d, err := ebpf.Open(ebpfOptions(c, log))
+	if err != nil {
+		if lock != nil {
+			err = errors.Join(err, lock.Close())
+		}
+		return nil, err
+	}
+	p := &ebpfPlane{d, lock, log}
+	p.look()
+	return p, nil
+}
+
+// look tells the dataplane which connections netfilter translates, and whether to look
+// again.
+func (p *ebpfPlane) look() (again bool) {
+	found, err := iptables.Translated()
+	if err != nil { // there is no conntrack, or it cannot be read: nothing is translated, or it cannot be told
+		p.log.Debug("connection tracking cannot be read", "error", err)
+		return false
+	}
+	return p.KeepTranslated(found)
+}
+
+// Run runs the dataplane until ctx ends.
+func (p *ebpfPlane) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		tick := time.NewTicker(translatedPeriod)
+		defer tick.Stop()
+		for p.look() {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+		}
+		return nil
+	})
+	g.Go(func() error { return p.Dataplane.Run(ctx) })
+	return g.Wait()
+}
+
+// Close releases it; everything stays in the kernel.
+func (p *ebpfPlane) Close() error { return errors.Join(p.Dataplane.Close(), p.lock.Close()) }

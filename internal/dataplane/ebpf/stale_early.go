@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// killEarly destroys UDP sockets of the agent's own network namespace that connected to
+// one of vips before anybody answered there: nothing translates what they send. Those of
+// other namespaces are served by the packet path. It returns how many.
+func (k *staleKiller) killEarly(ctx context.Context, vips []lb.FrontendKey) (killed int, err error) {
+	if k.useless {
+		return 0, nil
+	}
+	want := map[netip.AddrPort]bool{}
+	ports := map[uint16]bool{}
+	for _, v := range vips {
+		if v.Proto == lb.UDP {
+			want[v.Addr] = true
+			ports[v.Addr.Port()] = true
+		}
+	}
+	if len(want) == 0 {
+		return 0, nil
+	}
+	port := uint16(0)
+	if len(ports) == 1 {
+		for port = range ports {
+		}
+	}
+	for round := range 2 { // the second is for calls that were under way
+		if round > 0 {
+			grace(ctx, k.maps)
+		}
+		n, err := k.killUnassigned(port, want)
+		killed += n
+		if err != nil {
+			return killed, fmt.Errorf("UDP sockets that connected before their Service existed: %w", err)
+		}
+	}
+	return killed, nil
+}
+
+// killUnassigned destroys connected UDP sockets with a peer among vips that were not
+// led to a backend.
+func (k *staleKiller) killUnassigned(port uint16, vips map[netip.AddrPort]bool) (n int, err error) {
+	var early []diagSocket
+	err = k.own.Do(func() error {
+		d, err := openDiag()
+		if err != nil {
+			return err
+		}
+		defer d.close()
+		all, err := d.connectedUDP(port)
+		if err != nil {
+			return err
+		}
+		for _, s := range all {
+			at, err := k.isAt(s.peer, vips)
+			if err != nil {
+				return err
+			}
+			if at {
+				early = append(early, s)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(early) == 0 {
+		return 0, err
+	}
+	cookies, err := iterate[uint64](k, staleProgLbAssigned)
+	if err != nil {
+		return 0, err
+	}
+	assigned := map[uint64]bool{} // a backend may have the address of a VIP
+	for _, c := range cookies {
+		assigned[c] = true
+	}
+	var socks []diagSocket
+	for _, s := range early {
+		if !assigned[s.cookie] {
+			socks = append(socks, s)
+		}
+	}
+	return destroyIn(k.own, socks)
+}
+
+// isAt tells whether to is one of vips; the unspecified address stands for those of
+// the node.
+func (k *staleKiller) isAt(to netip.AddrPort, vips map[netip.AddrPort]bool) (bool, error) {
+	if vips[to] {
+		return true, nil
+	}
+	any, family := netip.IPv4Unspecified(), 0
+	if lb.FamilyOf(to.Addr()) == lb.IPv6 {
+		any, family = netip.IPv6Unspecified(), 1
+	}
+	if !vips[netip.AddrPortFrom(any, to.Port())] {
+		return false, nil
+	}
+	if to.Addr().IsLoopback() {
+		return k.maps.settings[0].Localhost[family] != 0, nil
+	}
+	var one uint32
+	err := k.maps.byName[lbMapNodeAddrs].Lookup(addrOf(to.Addr()), &one)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}

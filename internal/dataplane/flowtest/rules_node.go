@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flowtest
+
+// local are the Services by which local detection is seen.
+var local = []Service{{"web", everywhere, all}, {"local", "etp lb ext", all}, {"near", "etp lb", "b0 b1"}, {"away", "etp lb", "r0"}}
+
+// nodeRules are about how a node is configured.
+// Source: semantics 1.2, masquerading, NodePort destinations, detectLocalMode, gate of externalIPs.
+var nodeRules = []Rule{
+	{Name: "masqueradeAll", Config: &masqAll, Services: local, Rows: []Row{
+		{"pod, cluster IP", pod, "cluster", all, client, socketSource, ""},
+		{"packet path, cluster IP", net, "cluster", all, node, nil, ""},
+		{"node, cluster IP", proc, "cluster", all, node, nil, ""},
+		{"outside, cluster IP", out, "cluster", all, node, nil, ""},
+		{"pod of another node, cluster IP", rem, "cluster", all, node, nil, ""},
+		{"packet path, node port", net, "node", all, node, nil, ""},
+		{"outside, Local keeps its address", out, "local.lb", "b0 b1", client, nil, ""},
+		{"packet path, Local keeps its address", net, "local.lb", all, client, nil, ""},
+		{"packet path, cluster IP of Local", net, "local.cluster", all, node, nil, ""},
+	}},
+	{Name: "external IPs off", Config: &noExternal, Services: []Service{{"web", everywhere, all}, {"same", "lb ext=lb", all}}, Rows: []Row{
+		{"outside", out, "ext", "untouched", nobody, nil, ""},
+		{"pod", pod, "ext", "untouched", nobody, nil, ""},
+		{"packet path", net, "ext", "untouched", nobody, nil, ""},
+		{"node", proc, "ext", "untouched", nobody, nil, ""},
+		{"load balancer", out, "lb", all, node, nil, ""},
+		{"one that is the load balancer's, too", out, "same.lb", all, node, nil, ""},
+		{"cluster IP", pod, "cluster", all, client, nil, ""},
+	}},
+	{Name: "no local detection", Config: &noDetector, Services: local, Rows: []Row{
+		{"cluster IP, outside is not masqueraded", out, "near.cluster", "b0 b1", client, nil, ""},
+		{"cluster IP, packet path", net, "cluster", all, client, nil, ""},
+		{"cluster IP, pod", pod, "cluster", all, client, nil, ""},
+		{"node port, packet path", net, "node", all, node, nil, ""},
+		{"Local, packet path counts as outside", net, "local.lb", "b0 b1", client, nil, ""},
+		{"Local, none here: packet path", net, "away.lb", "dropped", nobody, nil, ""},
+		{"Local, a socket of a pod is inside", pod, "local.lb", all, client, nil, ""},
+		{"Local, node", proc, "local.node", all, node, nil, ""},
+		{"Local, outside", out, "local.node", "b0 b1", client, nil, ""},
+	}},
+	{Name: "no local detection, masqueradeAll", Config: &noDetectMasq, Services: local, Rows: []Row{
+		{"cluster IP, outside", out, "cluster", all, node, nil, ""},
+		{"cluster IP, packet path", net, "cluster", all, node, nil, ""},
+		{"Local, outside", out, "local.lb", "b0 b1", client, nil, ""},
+	}},
+	{Name: "detection by ranges of one family", Config: &oneFamily, Services: local, Rows: []Row{
+		{"cluster IP, outside", out, "cluster", all, node, nil, "v4"},
+		{"cluster IP, packet path", net, "cluster", all, client, nil, ""},
+		{"cluster IP, outside, the other family is not masqueraded", out, "near.cluster", "b0 b1", client, nil, "v6"},
+		{"Local, packet path", net, "local.lb", all, client, nil, "v4"},
+		{"Local, packet path, the other family counts as outside", net, "local.lb", "b0 b1", client, nil, "v6"},
+		{"node port, outside", out, "node", all, node, nil, ""},
+	}},
+	{Name: "detection by the node's pod ranges", Config: &nodeCIDR, Services: local, Rows: []Row{
+		{"cluster IP, packet path", net, "cluster", all, client, nil, ""},
+		{"cluster IP, pod of another node is masqueraded", rem, "cluster", all, node, nil, ""},
+		{"cluster IP, outside", out, "cluster", all, node, nil, ""},
+		{"Local, packet path", net, "local.lb", all, client, nil, ""},
+		{"Local, pod of another node is outside", rem, "local.lb", "b0 b1", client, nil, ""},
+		{"Local, none here: pod of another node", rem, "away.lb", "dropped", nobody, nil, ""},
+		{"Local, none here: packet path", net, "away.lb", "r0", client, nil, ""},
+	}},
+	{Name: "detection by the bridge", Config: &bridge, Services: local, Rows: []Row{
+		{"cluster IP, packet path", net, "cluster", all, client, nil, ""},
+		{"cluster IP, pod", pod, "cluster", all, client, nil, ""},
+		{"cluster IP, another device is masqueraded", self, "cluster", all, node, nil, ""},
+		{"cluster IP, pod of another node is masqueraded", rem, "cluster", all, node, nil, ""},
+		{"cluster IP, outside", out, "cluster", all, node, nil, ""},
+		{"Local, packet path", net, "local.lb", all, client, nil, ""},
+		{"Local, pod of another node is outside", rem, "local.node", "b0 b1", client, nil, ""},
+		{"Local, none here: packet path", net, "away.lb", "r0", client, nil, ""},
+		{"Local, none here: pod of another node", rem, "away.lb", "dropped", nobody, nil, ""},
+	}},
+	{Name: "detection by the name of the device", Config: &namePrefix, Services: local, Rows: []Row{
+		{"cluster IP, packet path", net, "cluster", all, client, nil, ""},
+		{"cluster IP, pod of another node is masqueraded", rem, "cluster", all, node, nil, ""},
+		{"cluster IP, outside", out, "cluster", all, node, nil, ""},
+		{"Local, packet path", net, "local.lb", all, client, nil, ""},
+		{"Local, pod of another node is outside", rem, "local.lb", "b0 b1", client, nil, ""},
+		{"Local, none here: packet path", net, "away.node", "r0", client, nil, ""},
+		{"Local, none here: outside", out, "away.node", "dropped", nobody, nil, ""},
+	}},
+	{Name: "node port addresses: primary", Config: &npPrimary, Services: []Service{{"web", everywhere, all}, {"none", "np", ""}}, Rows: []Row{
+		{"outside, primary", out, "node", all, node, nil, ""},
+		{"outside, second", out, "node2", "untouched", nobody, nil, ""},
+		{"pod, primary", pod, "node", all, client, socketSource, ""},
+		{"pod, second", pod, "node2", "untouched", nobody, nil, ""},
+		{"packet path, second", net, "node2", "untouched", nobody, nil, ""},
+		{"node, primary", proc, "node", all, node, nil, ""},
+		{"node, second", proc, "node2", "untouched", nobody, nil, ""},
+		{"node, localhost", proc, "localhost", "untouched", nobody, nil, ""},
+		{"load balancer", out, "lb", all, node, nil, ""},
+		{"cluster IP", pod, "cluster", all, client, nil, ""},
+		{"no endpoints, primary", out, "none.node", "refused", nobody, nil, ""},
+	}},
+	{Name: "node port addresses: primary, beside an external one", Config: &npExternal, Services: []Service{{"web", everywhere, all}}, Rows: []Row{
+		{"outside, the internal one", out, "node", all, node, nil, ""},
+		{"outside, the external one", out, "node2", "untouched", nobody, nil, ""},
+		{"pod, the external one", pod, "node2", "untouched", nobody, nil, ""},
+	}},
+	{Name: "node port addresses: a range", Config: &npRange, Services: []Service{{"web", everywhere, all}}, Rows: []Row{
+		{"outside, in it", out, "node2", all, node, nil, "v4"},
+		{"outside, not in it", out, "node", "untouched", nobody, nil, "v4"},
+		{"pod, in it", pod, "node2", all, client, socketSource, "v4"},
+		{"pod, not in it", pod, "node", "untouched", nobody, nil, "v4"},
+		{"packet path, not in it", net, "node", "untouched", nobody, nil, "v4"},
+		{"node, localhost is not in it", proc, "localhost", "untouched", nobody, nil, "v4"},
+		{"the other family is served everywhere", out, "node", all, node, nil, "v6"},
+		{"the other family is served everywhere, second", out, "node2", all, node, nil, "v6"},
+		{"external IP", out, "ext", all, node, nil, ""},
+	}},
+	{Name: "node port addresses: localhost", Config: &npLocalhost, Services: []Service{{"web", everywhere, all}}, Rows: []Row{
+		{"node, localhost", proc, "localhost", all, node, nil, "v4"},
+		{"node, localhost, IPv6", proc, "localhost", all, node, localhost6, "v6"},
+		{"node, its address", proc, "node", "untouched", nobody, nil, ""},
+		{"outside", out, "node", "untouched", nobody, nil, ""},
+		{"pod", pod, "node2", "untouched", nobody, nil, ""},
+		{"load balancer", net, "lb", all, node, nil, ""},
+	}},
+}

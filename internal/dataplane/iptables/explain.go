@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// explainPorts are the source ports that a hash is tried with.
+const explainPorts = 16
+
+// Explain tells what becomes of a new connection from an address to a frontend: it follows
+// the rules as the kernel does. Where chance decides, all that it may decide for is told.
+func (v *View) Explain(from netip.Addr, to lb.FrontendKey) (dataplane.Explanation, error) {
+	e := dataplane.Explanation{Decision: "pass", Reason: fmt.Sprintf("%s is not a frontend: the packet goes on as it is", to)}
+	fam := v.families[lb.FamilyOf(from)]
+	if fam == nil {
+		return e, nil
+	}
+	in, err := v.deviceOf(from)
+	if err != nil {
+		return e, err
+	}
+	p := &packet{
+		family: lb.FamilyOf(from), proto: to.Proto, in: in,
+		src: netip.AddrPortFrom(from, 40000), dst: to.Addr,
+	}
+	fe := v.frontendOf(to)
+	if fe != nil {
+		e.Service = fe.service.name.String()
+		e.Approximation = v.approximation(fe.service)
+	}
+	at := fam.nat.walk(servicesChain, p)
+	e.Masquerade = p.mark != 0
+	if at.target == "DNAT" && fe != nil {
+		v.forward(&e, fe.service, fam, p, at)
+		return e, nil
+	}
+	e.Steps = at.steps
+	e.Masquerade = false
+	refused := fam.filter.walk(filterChain, p)
+	e.Steps = append(e.Steps, refused.steps...)
+	v.refuse(&e, fe, refused, from, to)
+	return e, nil
+}
+
+// deviceOf returns the device, and for its sake the bridge, that packets from an address
+// come from; none if that is the node itself.
+func (v *View) deviceOf(from netip.Addr) (string, error) {
+	if v.isLocal(from) {
+		return "", nil
+	}
+	routes, err := netlink.RouteGet(from.AsSlice())
+	if err != nil || len(routes) == 0 {
+		return "", nil // nobody there can reach this node
+	}
+	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return "", fmt.Errorf("the device towards %s: %w", from, err)
+	}
+	return link.Attrs().Name, nil
+}
+
+// forward explains a connection that gets a backend.
+func (v *View) forward(e *dataplane.Explanation, svc *serviceView, fam *familyView, p *packet, at verdict) {
+	scope, known := lb.ScopeCluster, false
+	for i, step := range at.steps {
+		if strings.Contains(step, "--comment") {
+			e.Steps, known = append(e.Steps, at.steps[:i+1]...), true
+			e.Steps = append(e.Steps, certain(at.steps[i+1:])...)
+		}
+		if _, chain, ok := strings.Cut(step, "-g "); ok && !known {
+			if sc, isPool := poolScope(chain); isPool {
+				scope = sc
+			}
+		}
+	}
+	pool := [...]string{"cluster", "local"}[scope]
+	e.Decision = "forward"
+	only, kept := v.candidate(svc, fam, p, at)
+	for _, be := range v.backends(svc, scope, nil) {
+		if (be.Pools == "both" || be.Pools == pool) && (!only.IsValid() || be.Address == only.String()) {
+			e.Candidates = append(e.Candidates, be)
+		}
+	}
+	n := len(e.Candidates)
+	reasons := map[string]string{
+		"random": fmt.Sprintf("one of %d backends at random", n), "round-robin": fmt.Sprintf("the next of %d backends in turn", n),
+		"hash": fmt.Sprintf("one of %d backends by a hash of the client", n), "ip-hash": fmt.Sprintf("one of %d backends by a hash of the client", n),
+	}
+	reason, known := reasons[svc.algorithm]
+	switch {
+	case kept:
+		reason = fmt.Sprintf("session affinity: %s keeps %s", p.src.Addr(), only)
+	case only.IsValid() && strings.HasSuffix(svc.algorithm, "hash"):
+		reason = "the backend of this client by its hash"
+	case n == 1:
+		reason = "the only backend"
+	case !known:
+		reason = fmt.Sprintf("one of %d backends by %s, as shares of what is known of their loads", n, svc.algorithm)
+	}
+	e.Reason = reason + ", in the " + pool + " pool"
+}
+
+// certain returns the steps before the first that chance decided about.
+func certain(steps []string) []string {
+	i := slices.IndexFunc(steps, func(s string) bool {
+		c := chanceOf(rule{text: s})
+		return c.part < 1 || c.program != "" || strings.Contains(s, "-j DNAT")
+	})
+	if i < 0 {
+		return steps
+	}
+	return steps[:i]
+}
+
+// candidate returns the backend that this client gets for certain, if there is one, and
+// whether it has it by session affinity.
+func (v *View) candidate(svc *serviceView, fam *familyView, p *packet, at verdict) (only netip.AddrPort, kept bool) {
+	if slices.ContainsFunc(at.steps, func(s string) bool { return strings.Contains(s, "--match-set "+prefix+"A") }) {
+		return at.to, true
+	}
+	if !strings.HasSuffix(svc.algorithm, "hash") || v.approximation(svc) != "" {
+		return netip.AddrPort{}, false
+	}
+	for i := range explainPorts { // unless the port counts
+		other := *p
+		other.mark, other.src = 0, netip.AddrPortFrom(p.src.Addr(), uint16(40000+251*i))
+		if got := fam.nat.walk(servicesChain, &other); got.to != at.to {
+			return netip.AddrPort{}, false
+		}
+	}
+	return at.to, false
+}
+
+// refuse explains what becomes of a connection that got no backend.
+func (v *View) refuse(e *dataplane.Explanation, fe *frontendView, at verdict, from netip.Addr, to lb.FrontendKey) {
+	switch {
+	case at.target == "DROP" && fe != nil && fe.ranged:
+		e.Decision, e.Reason = "drop", fmt.Sprintf("%s is in none of the load balancer's source ranges", from)
+	case at.target == "DROP":
+		e.Decision, e.Reason = "drop", "no backend on this node, and the traffic policy is Local"
+	case at.target == "REJECT" && fe != nil:
+		e.Decision, e.Reason = "reject", "the pool of this caller has no backends"
+	case at.target == "REJECT":
+		e.Decision = "reject"
+		e.Reason = fmt.Sprintf("%s is a cluster IP, and has no port %d/%s", to.Addr.Addr(), to.Addr.Port(), to.Proto)
+	case fe != nil:
+		e.Reason = "no rule takes the packet: it goes on as it is"
+	}
+}

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// Looks are at least lookPeriod apart, and take at most one part in lookShare of the time.
+const (
+	lookPeriod = 250 * time.Millisecond
+	lookShare  = 20
+)
+
+// watcher notices that somebody else changed the tables. It asks for numbers that every
+// change moves, which costs a system call or a few; only when they moved otherwise than
+// by lbproxy's own changes it looks at the jumps and the constant chains. Its methods may be
+// called from any goroutine, check on a thread in the network namespace.
+type watcher struct {
+	now func() time.Time
+
+	mu       sync.Mutex
+	families []*watched
+}
+
+// watched is one family.
+type watched struct {
+	*runner
+	nft     *nft    // nil: the backend is legacy
+	legacy  *legacy // nil: the backend is nft
+	seen    state   // when all was well
+	known   bool    // seen is valid
+	pending bool    // a look is due
+	next    time.Time
+}
+
+// state is what the cheap numbers were.
+type state struct {
+	generation, commits uint32
+	tables              [2]tableInfo
+}
+
+// newWatcher watches the tables of runners in the network namespace of the calling thread.
+func newWatcher(rs []*runner) (_ *watcher, err error) {
+	w := &watcher{now: time.Now}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.close())
+		}
+	}()
+	for _, r := range rs {
+		f := &watched{runner: r}
+		if r.kind == nftBackend {
+			f.nft, err = openNFT()
+		} else {
+			f.legacy, err = openLegacy(r.family)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("watch the tables of %s: %w", r.family, err)
+		}
+		w.families = append(w.families, f)
+	}
+	return w, nil
+}
+
+func (w *watcher) close() error {
+	var errs []error
+	for _, f := range w.families {
+		if f.nft != nil {
+			errs = append(errs, f.nft.close())
+		}
+		if f.legacy != nil {
+			errs = append(errs, f.legacy.close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// wrote is called after each restore of a family. Nftables counts transactions, so that
+// there is nothing to do; the legacy backend tells the size of a table only.
+func (w *watcher) wrote(family lb.Family) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.families {
+		if f.family != family || f.legacy == nil || !f.known {
+			continue
+		}
+		now, err := f.read(0)
+		for i := range now.tables {
+			if err != nil || now.tables[i].builtins() != f.seen.tables[i].builtins() {
+				f.known = false // not by our chains
+			}
+		}
+		f.seen = now
+	}
+}
+
+// forget makes the next check look at everything.
+func (w *watcher) forget(family lb.Family) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.families {
+		if f.family == family {
+			f.known = false
+		}
+	}
+}
+
+// check tells whether jumps or constant chains were damaged, and what. It is cheap when
+// nobody else changed the tables, and may be called several times a second.
+func (w *watcher) check(ctx context.Context) (damaged bool, why string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	commits := uint32(0) // of both families, which the kernel counts together
+	for _, f := range w.families {
+		if !f.changing.TryLock() {
+			return false, "", nil // a change of ours is being made
+		}
+		defer f.changing.Unlock()
+		f.mu.Lock()
+		commits += f.commits
+		f.mu.Unlock()
+	}
+	var whys []string
+	var errs []error
+	for _, f := range w.families {
+		found, err := f.check(ctx, commits, w.now)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("watch the tables of %s: %w", f.family, err))
+		}
+		for _, d := range found {
+			whys = append(whys, f.family.String()+": "+d)
+		}
+	}
+	return len(whys) > 0, strings.Join(whys, "; "), errors.Join(errs...)
+}
+
+// check is watcher.check of one family. No change of ours is being made meanwhile.
+func (f *watched) check(ctx context.Context, commits uint32, now func() time.Time) (found []string, err error) {
+	st, err := f.read(commits)
+	if err != nil {
+		return nil, err
+	}
+	if !f.known || f.seen.tables != st.tables || f.seen.generation-f.seen.commits != st.generation-st.commits {
+		f.pending = true
+	}
+	f.seen, f.known = st, true
+	start := now()
+	if !f.pending || start.Before(f.next) {
+		return nil, nil
+	}
+	found, err = f.look(ctx)
+	end := now()
+	f.next = end.Add(max(lookPeriod, lookShare*end.Sub(start)))
+	f.pending = err != nil || len(found) > 0
+	return found, err
+}
+
+// read returns the numbers; commits is how many transactions were ours.
+func (f *watched) read(commits uint32) (st state, err error) {
+	if f.nft != nil {
+		st.generation, err = f.nft.generation()
+		st.commits = commits
+		return st, err
+	}
+	for i, t := range tables {
+		if st.tables[i], err = f.legacy.info(t); err != nil {
+			return st, err
+		}
+	}
+	return st, nil
+}
+
+// sighting is what was seen of a table.
+type sighting struct {
+	jumps map[jumpKey]bool
+	rules map[string]int // of the constant chains
+}
+
+// jumpKey is a jump without what it matches.
+type jumpKey struct{ builtin, chain string }
+
+// look returns what is wrong with the jumps and the constant chains.
+func (f *watched) look(ctx context.Context) (found []string, err error) {
+	for _, t := range tables {
+		var s sighting
+		if f.nft != nil {
+			s, err = f.lookNFT(t)
+		} else {
+			s, err = f.lookLegacy(ctx, t)
+		}
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, f.compare(t, s)...)
+	}
+	return found, nil
+}
+
+// compare describes how what was seen differs from what was put.
+func (f *watched) compare(t table, s sighting) (found []string) {
+	for _, j := range jumps {
+		if j.table == t && !s.jumps[jumpKey{j.builtin, j.chain}] {
+			found = append(found, fmt.Sprintf("the jump from %s to %s in table %s is gone", j.builtin, j.chain, t))
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(constantChains[t])) {
+		want, ok := f.counts[t][name]
+		switch have := s.rules[name]; {
+		case !ok && have > 0:
+			f.counts[t] = withCount(f.counts[t], name, have) // an earlier agent's
+		case have != want:
+			found = append(found, fmt.Sprintf("chain %s of table %s has %d rules: want %d", name, t, have, want))
+		}
+	}
+	return found
+}
+
+func withCount(counts map[string]int, name string, n int) map[string]int {
+	if counts == nil {
+		counts = map[string]int{}
+	}
+	counts[name] = n
+	return counts
+}
+
+// lookNFT asks the kernel for the few chains that matter.
+func (f *watched) lookNFT(t table) (sighting, error) {
+	s := sighting{map[jumpKey]bool{}, map[string]int{}}
+	for _, h := range hooks() {
+		if h.table != t {
+			continue
+		}
+		err := f.nft.rules(f.family, t, h.builtin, func(rule []byte) {
+			for _, j := range h.wanted() {
+				if leadsTo(rule, j.chain) {
+					s.jumps[jumpKey{h.builtin, j.chain}] = true
+				}
+			}
+		})
+		if err != nil {
+			return s, err
+		}
+	}
+	for name := range constantChains[t] {
+		err := f.nft.rules(f.family, t, name, func([]byte) { s.rules[name]++ })
+		if err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// lookLegacy reads the whole table: the kernel gives no less.
+func (f *watched) lookLegacy(ctx context.Context, t table) (sighting, error) {
+	s := sighting{map[jumpKey]bool{}, map[string]int{}}
+	err := f.save(ctx, t, func(line string) {
+		name, rules, ok := parseSaved(line)
+		if !ok || rules == nil {
+			return
+		}
+		if constantChains[t][name] {
+			s.rules[name]++
+		} else if !strings.HasPrefix(name, prefix) && leadsToOurs(rules[0]) {
+			fields := strings.Fields(rules[0])
+			s.jumps[jumpKey{name, fields[len(fields)-1]}] = true
+		}
+	})
+	return s, err
+}
