@@ -154,6 +154,9 @@ type Stats struct {
 	// Corrections is by how many connections the counts of backends were found
 	// wrong; anything but 0 is a bug.
 	Corrections uint64
+
+	// SymptomsLost is how many symptoms nobody took in time: see Witness.
+	SymptomsLost uint64
 }
 
 // NodeSetter is implemented by dataplanes that depend on the Node object. SetNode may

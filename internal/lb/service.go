@@ -129,6 +129,7 @@ type Service struct {
 	Cluster   Pool
 	Local     Pool // used only where a Frontend names ScopeLocal
 	Terms     Terms
+	Health    Health
 }
 
 // Terms are what a Service promises to its connections beyond the choice of a
@@ -149,11 +150,16 @@ type Terms struct {
 	Draining []netip.AddrPort
 
 	Reset bool // TCP connections to an endpoint that is gone are reset
+
+	// Suspect is for how long new TCP connections avoid a backend that has just refused
+	// one or has not answered one, until more is known; 0: for no time. A dataplane that
+	// cannot see that in time heeds only dataplane.Witness.
+	Suspect time.Duration
 }
 
 // Equal tells whether t and o promise the same.
 func (t Terms) Equal(o Terms) bool {
-	return t.Affinity == o.Affinity && t.Reset == o.Reset &&
+	return t.Affinity == o.Affinity && t.Reset == o.Reset && t.Suspect == o.Suspect &&
 		slices.Equal(t.SourceRanges, o.SourceRanges) && slices.Equal(t.Draining, o.Draining)
 }
 

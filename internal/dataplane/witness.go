@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// Witness is implemented by dataplanes that see what becomes of connections. Its
+// methods may be called from any goroutine.
+type Witness interface {
+	// Symptoms delivers what was seen of Services whose Terms.Suspect is not 0, soon
+	// after it was seen. It is never closed. What nobody takes in time is lost, and
+	// counted in Stats.SymptomsLost; of many that are alike some may be left out.
+	Symptoms() <-chan lb.Symptom
+
+	// Suspect makes new connections avoid a backend until then, as long as there is
+	// another one; a time that has passed ends it, and with it what the kernel itself
+	// suspects. calm is how long after now the kernel suspects nothing of the backend by
+	// itself. A backend that is not there is no error.
+	Suspect(name lb.ServiceName, backend netip.AddrPort, until time.Time, calm time.Duration) error
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lb
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// ProbeKind is how a backend is asked whether it works.
+type ProbeKind uint8
+
+// The kinds of probes. ProbeDefault is what the cluster's default says.
+const (
+	ProbeDefault ProbeKind = iota
+	ProbeNone
+	ProbeTCP
+	ProbeHTTP
+	ProbeHTTPS
+	ProbeGRPC
+	ProbeExec
+)
+
+// String returns the annotation's spelling; ProbeDefault is default.
+func (k ProbeKind) String() string {
+	names := [...]string{"default", "none", "tcp", "http", "https", "grpc", "exec"}
+	if int(k) < len(names) {
+		return names[k]
+	}
+	return fmt.Sprintf("probe-%d", uint8(k))
+}
+
+// Probe is what one probe of a backend does. It is comparable: backends with the same
+// address and the same Probe need one probe between them.
+type Probe struct {
+	Kind    ProbeKind
+	Port    uint16        // 0: the backend's own
+	Timeout time.Duration // of the whole probe
+
+	Path    string // of HTTP and HTTPS; begins with a slash
+	Host    string // of HTTP, HTTPS and gRPC: the name that is asked for and, by TLS, shown and verified; empty: the backend's address
+	Headers string // of HTTP and HTTPS: lines of "Name: value", each with a line feed at its end
+	Expect  string // of HTTP and HTTPS: which status is healthy, such as "200-399" or "200,204"
+	Body    string // of HTTP and HTTPS: what the body contains; empty: whatever it is
+	Verify  bool   // of HTTPS: the certificate must be valid for Host; otherwise any is
+
+	GRPCService string // of gRPC; empty: the server as a whole
+	Script      string // of exec: a name in the directory of scripts
+}
+
+// Percent is a whole number from 1 to 100. 0 stands for the cluster's default,
+// NoPercent for 0 %.
+type Percent int8
+
+// NoPercent is 0 %.
+const NoPercent Percent = -1
+
+// Of returns how many of n are p of them, rounded down.
+func (p Percent) Of(n int) int { return n * int(max(p, 0)) / 100 }
+
+// Switch is on, off, or as the cluster's default is.
+type Switch uint8
+
+// The values of a Switch.
+const (
+	SwitchDefault Switch = iota
+	SwitchOn
+	SwitchOff
+)
+
+// Health is how the backends of a Service are watched. It is comparable. The zero
+// value of a field is the cluster's default.
+type Health struct {
+	Probe Probe
+
+	Interval     time.Duration // between two probes of a backend
+	FastInterval time.Duration // the same while they contradict its state
+	Grace        time.Duration // after a backend came, while failures do not count unless it was healthy once; negative: none
+	Rise, Fall   uint8         // how many successes, failures in a row change its state
+
+	Passive    Switch  // what becomes of connections counts
+	MaxEjected Percent // of a pool's backends may be out for what became of connections
+	Panic      Percent // of a pool's backends must be left, or health is ignored
+	Drain      Switch  // UDP flows, and sockets connected to a backend, do not stay when it is out
+}
+
+// Or returns h with what it does not say as d says it.
+func (h Health) Or(d Health) Health {
+	if h.Probe.Kind == ProbeDefault {
+		timeout := cmp.Or(h.Probe.Timeout, d.Probe.Timeout)
+		h.Probe = d.Probe
+		h.Probe.Timeout = timeout
+	}
+	h.Probe.Timeout = cmp.Or(h.Probe.Timeout, d.Probe.Timeout)
+	h.Probe.Expect = cmp.Or(h.Probe.Expect, d.Probe.Expect)
+	h.Interval = cmp.Or(h.Interval, d.Interval)
+	h.FastInterval = cmp.Or(h.FastInterval, d.FastInterval)
+	h.Grace = cmp.Or(h.Grace, d.Grace)
+	h.Rise, h.Fall = cmp.Or(h.Rise, d.Rise), cmp.Or(h.Fall, d.Fall)
+	h.Passive = cmp.Or(h.Passive, d.Passive)
+	h.MaxEjected, h.Panic = cmp.Or(h.MaxEjected, d.MaxEjected), cmp.Or(h.Panic, d.Panic)
+	h.Drain = cmp.Or(h.Drain, d.Drain)
+	return h
+}
+
+// SymptomKind is what became of a connection.
+type SymptomKind uint8
+
+// The kinds of symptoms.
+const (
+	Refused    SymptomKind = iota + 1 // it was answered by a reset before it was established
+	Unanswered                        // its first packet was sent again, as nobody had answered
+	Reset                             // the backend reset it when it was established
+)
+
+// String returns refused, unanswered or reset.
+func (k SymptomKind) String() string {
+	switch k {
+	case Refused:
+		return "refused"
+	case Unanswered:
+		return "unanswered"
+	case Reset:
+		return "reset"
+	}
+	return fmt.Sprintf("symptom-%d", uint8(k))
+}
+
+// Symptom tells of a connection of this node that did not fare well.
+type Symptom struct {
+	Service ServiceName
+	Backend netip.AddrPort
+	Kind    SymptomKind
+}
