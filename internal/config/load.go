@@ -142,6 +142,13 @@ func (l *Loader) Fields() map[string]any {
 	return fields
 }
 
+// Flagz returns every flag with its value as text.
+func (l *Loader) Flagz() map[string]string {
+	flags := map[string]string{}
+	l.flags.VisitAll(func(f *pflag.Flag) { flags[f.Name] = f.Value.String() })
+	return flags
+}
+
 // Sources returns where each field is from that is not a default, by its name in
 // the file.
 func (l *Loader) Sources() map[string]string {
