@@ -39,6 +39,9 @@ backends known last. "lbproxy cleanup" removes it.`,
 		for _, name := range loader.Unknown() {
 			log.Warn("variable of the environment names no field", "variable", name)
 		}
+		if idle := loader.Idle(); len(idle) > 0 {
+			log.Warn("fields of kube-proxy's configuration have no effect", "fields", idle)
+		}
 		if mode := loader.ForeignMode(); mode != "" {
 			log.Warn("a mode of kube-proxy that lbproxy has not; auto is used", "mode", mode)
 		}

@@ -54,6 +54,7 @@ type Loader struct {
 	flags   *pflag.FlagSet
 	sources map[string]string // by flag name
 	unknown []string
+	idle    []string // fields of kube-proxy's file that have no effect
 
 	foreignMode string // of kube-proxy, which Dataplane was given as; empty: none
 }
@@ -130,6 +131,10 @@ func (l *Loader) combinations() (errs []error) {
 // Unknown returns the variables of the environment that look like ours and name
 // no field. Those that Kubernetes sets for a Service named lbproxy do not count.
 func (l *Loader) Unknown() []string { return l.unknown }
+
+// Idle returns the fields of kube-proxy's file that say something and have no effect,
+// sorted.
+func (l *Loader) Idle() []string { return l.idle }
 
 // ForeignMode returns the mode of kube-proxy that was given for the dataplane and that
 // lbproxy has not, so that Auto is used in its place; or nothing.
@@ -229,9 +234,11 @@ func (l *Loader) fromFile() []error {
 		err = fmt.Errorf("%s: %w", l.path, err)
 		return []error{&Error{configFlag, l.origin(configFlag), err}}
 	}
-	if kind, ok := fields["kind"]; ok {
-		err := fmt.Errorf("is a %v: want a flat list of fields such as nodeName: worker-1", kind)
+	switch theirs, err := isKubeProxy(fields); {
+	case err != nil:
 		return []error{&Error{configFlag, l.path, err}}
+	case theirs:
+		return l.fromKubeProxy(fields)
 	}
 	known := l.names(fieldName)
 	delete(known, fieldName(configFlag))
