@@ -99,6 +99,7 @@ type Dataplane struct {
 	recounted  recount
 	complete   bool    // a full Sync was made
 	translated [2]bool // netfilter translates connections to frontends of IPv4, IPv6
+	unsure     [2]bool // that it does not, until complete
 	left       leftovers
 	cursor     cursor
 }
