@@ -6,9 +6,12 @@ package ebpf
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lab"
@@ -107,4 +110,58 @@ func TestFullOfFlows(t *testing.T) {
 	if res := sockets[0].Exchange(t.Context(), vip, nil); res.Kind != lab.OK {
 		t.Errorf("afterwards: %s", res.Err)
 	}
+}
+
+// TestFullOfNodeAddresses has more addresses at the node than there is room for, as those
+// of the device that kube-proxy's ipvs mode leaves: the ones that the Node object names
+// serve NodePorts, and connections go on.
+func TestFullOfNodeAddresses(t *testing.T) {
+	r := newRig(t, nil)
+	const port = "30080"
+	at := netip.AddrPortFrom(lab.NodeAddr4, 30080)
+	r.dp.SetNode(lb.Node{Known: true, Addrs: []netip.Addr{lab.NodeAddr4, lab.NodeAddr6}})
+	r.sync(dataplane.Delta{Full: true, Put: []*dataplane.Service{
+		r.svc("web", lb.IPv4, lb.TCP, "random", r.pods(lb.IPv4, "backend1"), frontend(lb.NodePort, lb.TCP, "0.0.0.0:"+port, lb.MasqueradeAlways))}})
+	held := r.open(lab.Outside, lab.TCP, at.String())
+	room := int(r.dp.maps.byName[lbMapNodeAddrs].MaxEntries())
+	r.onNode(func() error { return manyAddresses(3 * room) })
+	r.eventually("the table is full", func() bool { return r.count(r.dp.maps.byName[lbMapNodeAddrs]) == room })
+	r.ping(held, "when it is full")
+	r.answersFrom(lab.Outside, lab.TCP, at.String(), lab.OK)
+
+	r.stop() // and all are there from the start
+	r.onNode(func() error { _, err := Cleanup(r.opts); return err })
+	r.start()
+	r.dp.SetNode(lb.Node{Known: true, Addrs: []netip.Addr{lab.NodeAddr4, lab.NodeAddr6}})
+	r.sync(dataplane.Delta{Full: true, Put: []*dataplane.Service{
+		r.svc("web", lb.IPv4, lb.TCP, "random", r.pods(lb.IPv4, "backend1"), frontend(lb.NodePort, lb.TCP, "0.0.0.0:"+port, lb.MasqueradeAlways))}})
+	r.answersFrom(lab.Outside, lab.TCP, at.String(), lab.OK)
+	r.onNode(func() error { return removeDevice(ipvsDevice) })
+	r.eventually("there is room again", func() bool { return r.count(r.dp.maps.byName[lbMapNodeAddrs]) < 100 })
+	r.answersFrom(lab.Outside, lab.TCP, at.String(), lab.OK)
+}
+
+const ipvsDevice = "kube-ipvs0"
+
+// manyAddresses makes a device with n addresses.
+func manyAddresses(n int) error {
+	l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: ipvsDevice}, PeerName: "peer"} // a dummy needs a module
+	if err := netlink.LinkAdd(l); err != nil {
+		return err
+	}
+	for i := range n {
+		a := &net.IPNet{IP: net.IPv4(10, 99, byte(i>>8), byte(i)), Mask: net.CIDRMask(32, 32)}
+		if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: a}); err != nil {
+			return fmt.Errorf("address %s: %w", a, err)
+		}
+	}
+	return nil
+}
+
+func removeDevice(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkDel(l)
 }
