@@ -119,23 +119,32 @@ func TestFullOfNodeAddresses(t *testing.T) {
 	r := newRig(t, nil)
 	const port = "30080"
 	at := netip.AddrPortFrom(lab.NodeAddr4, 30080)
-	r.dp.SetNode(lb.Node{Known: true, Addrs: []netip.Addr{lab.NodeAddr4, lab.NodeAddr6}})
-	r.sync(dataplane.Delta{Full: true, Put: []*dataplane.Service{
-		r.svc("web", lb.IPv4, lb.TCP, "random", r.pods(lb.IPv4, "backend1"), frontend(lb.NodePort, lb.TCP, "0.0.0.0:"+port, lb.MasqueradeAlways))}})
+	world := dataplane.Delta{Full: true, Put: []*dataplane.Service{
+		r.svc("web", lb.IPv4, lb.TCP, "random", r.pods(lb.IPv4, "backend1"), frontend(lb.NodePort, lb.TCP, "0.0.0.0:"+port, lb.MasqueradeAlways))}}
+	serve := func() {
+		t.Helper()
+		r.dp.SetNode(lb.Node{Known: true, Addrs: []netip.Addr{lab.NodeAddr4, lab.NodeAddr6}})
+		r.sync(world)
+	}
+	serve()
 	held := r.open(lab.Outside, lab.TCP, at.String())
 	room := int(r.dp.maps.byName[lbMapNodeAddrs].MaxEntries())
+	r.stop() // or each of the many addresses would be looked at
 	r.onNode(func() error { return manyAddresses(3 * room) })
-	r.eventually("the table is full", func() bool { return r.count(r.dp.maps.byName[lbMapNodeAddrs]) == room })
+	full := func() {
+		t.Helper()
+		r.start()
+		serve()
+		if n := r.count(r.dp.maps.byName[lbMapNodeAddrs]); n != room {
+			t.Errorf("%d addresses are stored, want %d", n, room)
+		}
+		r.answersFrom(lab.Outside, lab.TCP, at.String(), lab.OK)
+	}
+	full()
 	r.ping(held, "when it is full")
-	r.answersFrom(lab.Outside, lab.TCP, at.String(), lab.OK)
-
-	r.stop() // and all are there from the start
+	r.stop()
 	r.onNode(func() error { _, err := Cleanup(r.opts); return err })
-	r.start()
-	r.dp.SetNode(lb.Node{Known: true, Addrs: []netip.Addr{lab.NodeAddr4, lab.NodeAddr6}})
-	r.sync(dataplane.Delta{Full: true, Put: []*dataplane.Service{
-		r.svc("web", lb.IPv4, lb.TCP, "random", r.pods(lb.IPv4, "backend1"), frontend(lb.NodePort, lb.TCP, "0.0.0.0:"+port, lb.MasqueradeAlways))}})
-	r.answersFrom(lab.Outside, lab.TCP, at.String(), lab.OK)
+	full()
 	r.onNode(func() error { return removeDevice(ipvsDevice) })
 	r.eventually("there is room again", func() bool { return r.count(r.dp.maps.byName[lbMapNodeAddrs]) < 100 })
 	r.answersFrom(lab.Outside, lab.TCP, at.String(), lab.OK)
