@@ -159,6 +159,8 @@ static __always_inline int ingress_new(struct __sk_buff *skb, const struct packe
 		return refuse_packet(skb, pkt);
 	if (err)
 		return TC_ACT_SHOT;
+	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		c.flags |= CHOICE_BEGUN;
 	err = conn_create(&pkt->t, &c, snat, tr);
 	if (err)
 		pick_undo(c.backend);
@@ -319,6 +321,8 @@ const struct {
 	enum conn_state conn_state;
 	enum reason reason;
 	enum known known;
+	enum symptom_kind symptom_kind;
+	struct symptom symptom;
 	struct sweep sweep;
 	struct range range;
 } *types_for_go __attribute__((unused));

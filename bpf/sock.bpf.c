@@ -249,10 +249,42 @@ static __always_inline void sock_established(struct bpf_sock_ops *ctx, struct so
 		sock_watch(ctx, st);
 }
 
-/* Counts and measures what the state machine says has ended. */
-static __always_inline void sock_ended(struct bpf_sock_ops *ctx, struct sock_state *st)
+/* Says what the end of a connection speaks of, by the error that its process gets. */
+static __always_inline __u32 sock_symptom(struct bpf_sock *sk, __u32 was)
 {
-	sock_closed(st, ctx->args[0] == BPF_TCP_SYN_SENT ? SOCK_FAILED : SOCK_ENDED);
+	int err = sock_error(sk);
+
+	if (was == BPF_TCP_ESTABLISHED)
+		return err == ECONNRESET ? SYMPTOM_RESET : SYMPTOM_NONE;
+	if (was != BPF_TCP_SYN_SENT)
+		return SYMPTOM_NONE;
+	switch (err) {
+	case ECONNREFUSED: /* a reset, or ICMP said so */
+		return SYMPTOM_REFUSED;
+	case ENETUNREACH:
+	case EHOSTUNREACH:
+	case ETIMEDOUT:
+		return SYMPTOM_UNANSWERED;
+	}
+	return SYMPTOM_NONE; /* the process gave up, or was made to */
+}
+
+/* Notes what became of a connection, unless its end is known already. */
+static __always_inline void sock_note(const struct sock_state *st, __u32 kind)
+{
+	if (kind && st->count == SOCK_OPEN)
+		suspect_note(st->backend, st->gen, kind);
+}
+
+/* Counts and measures what the state machine says has ended. */
+static __always_inline void sock_ended(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+				       struct sock_state *st)
+{
+	__u32 was = ctx->args[0];
+
+	if (ctx->args[1] == BPF_TCP_CLOSE)
+		sock_note(st, sock_symptom(sk, was));
+	sock_closed(st, was == BPF_TCP_SYN_SENT ? SOCK_FAILED : SOCK_ENDED);
 	if (st->signal == SIGNAL_FIRST_BYTE)
 		sock_unwatch(ctx, st);
 }
@@ -263,18 +295,22 @@ int lb_sock_ops(struct bpf_sock_ops *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	struct sock_state *st;
 
-	if (!sk || (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_STATE_CB &&
-		    ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB))
+	if (!sk ||
+	    (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_STATE_CB &&
+	     ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && ctx->op != BPF_SOCK_OPS_RTO_CB))
 		return 1;
 	st = bpf_sk_storage_get(&sock_states, sk, 0, 0);
 	if (!st)
 		return 1;
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
-		bpf_sock_ops_cb_flags_set(ctx,
-					  ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags |
+						       BPF_SOCK_OPS_STATE_CB_FLAG |
+						       BPF_SOCK_OPS_RTO_CB_FLAG);
 	else if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
 		sock_established(ctx, st);
+	else if (ctx->op == BPF_SOCK_OPS_RTO_CB)
+		sock_note(st, ctx->state == BPF_TCP_SYN_SENT ? SYMPTOM_UNANSWERED : SYMPTOM_NONE);
 	else if (has_ended(ctx->args[1]))
-		sock_ended(ctx, st);
+		sock_ended(ctx, sk, st);
 	return 1;
 }

@@ -2,7 +2,7 @@
 /* Who may use a frontend, and which addresses have frontends at all. */
 #pragma once
 
-#include "choose.h"
+#include "affinity.h"
 
 /* Says whether a is one of the service's source ranges. */
 static __noinline bool source_allowed(__u32 service, const struct addr *a)

@@ -5,8 +5,9 @@
 #include "count.h"
 
 /* What choose_static() returns beyond reasons. */
-#define NEEDS_FLOW (-(int)REASONS)     /* it was not told what is hashed */
-#define NEEDS_LOAD (-(int)REASONS - 1) /* the kind compares loads */
+#define NEEDS_FLOW (-(int)REASONS)	/* it was not told what is hashed */
+#define NEEDS_LOAD (-(int)REASONS - 1)	/* the kind compares loads */
+#define NEEDS_OTHER (-(int)REASONS - 2) /* the backend is suspect */
 
 /* A backend that was chosen for a connection. */
 struct choice {
@@ -14,10 +15,22 @@ struct choice {
 		struct addr addr;
 		struct pool pool; /* until it was chosen: where from */
 	};
+	union {
+		__u32 backend;
+		__u32 first; /* until it was chosen: the member that is suspect */
+	};
+	union {
+		__u32 gen;
+		__u32 number; /* until it was chosen: what first was picked by */
+	};
 	__be16 port;
 	__u8 signal; /* enum signal: what is to be measured */
-	__u32 backend;
-	__u32 gen;
+	__u8 flags;  /* enum choice_flags */
+};
+
+enum choice_flags {
+	CHOICE_PASSING = 1 << 0, /* the client keeps another backend, which is suspect */
+	CHOICE_BEGUN = 1 << 1,	 /* the packet is the first one of a TCP connection */
 };
 
 /* Everything that a pick may depend on, beyond the table: Input in internal/algo. */
@@ -198,6 +211,18 @@ static __always_inline int static_input(const struct pool *p, const struct slot 
 	return NEEDS_LOAD;
 }
 
+/* The number that a pick was made by. */
+static __always_inline __u32 static_number(const struct slot *head, const struct input *in)
+{
+	switch (head->how & HOW_KIND) {
+	case KIND_SEQ:
+		return in->seq;
+	case KIND_HASH:
+		return in->hash;
+	}
+	return in->rand[0];
+}
+
 /* Up to here what scaling leaves of a random number does for another pick. */
 #define SCALED_TWICE 4096
 
@@ -244,7 +269,156 @@ static __always_inline int choose_member(const struct pool *p, const struct slot
 	return 0;
 }
 
-/* Chooses by load from the pool that choose_static() left in out. */
+/* Returns the backend that is member i of a pool, or 0. */
+static __always_inline __u32 pool_member(const struct pool *p, __u32 i)
+{
+	const struct slot *s = slot_at(p->base + HEAD_SLOTS + i);
+
+	return s ? s->backend : 0;
+}
+
+/*
+ * Walks through some members behind i, for one that takes new connections and is not
+ * suspect. Returns its index, or -ENOENT.
+ */
+static __noinline int other_behind(const struct pool *p, __u32 i)
+{
+	for (__u32 k = 1; k < PICK_WALK && k < p->n; k++) {
+		struct backend *be;
+		__u32 id;
+
+		i = i + 1 < p->n ? i + 1 : 0;
+		id = pool_member(p, i);
+		be = bpf_map_lookup_elem(&backends, &id);
+		if (be && be->pools & 1 << p->scope && !is_suspect(id))
+			return i;
+	}
+	return -ENOENT;
+}
+
+/*
+ * Picks anew by other numbers, turns or hashes than number, for a backend that is not
+ * suspect. Returns its index, or -ENOENT. Turns that are passed over are taken.
+ */
+static __noinline int other_static(const struct pool *p, __u32 service, __u32 number)
+{
+	struct service_state *st = bpf_map_lookup_elem(&service_states, &service);
+	const struct slot *head = slot_at(p->base);
+	struct input in = {};
+	__u32 *seq;
+	int i;
+
+	if (!st || !head)
+		return -ENOENT;
+	seq = &st->seq[p->scope % SCOPES];
+	for (__u32 k = 1; k <= PICK_AGAIN; k++) {
+		in.rand[0] = in.hash = pick_other(number, k);
+		in.rand[1] = in.rand[0] * p->n;
+		in.seq = number + k;
+		i = static_pick(p, head, &in);
+		if (i < 0)
+			return -ENOENT;
+		if (is_suspect(pool_member(p, i)))
+			continue;
+		if ((head->how & HOW_KIND) == KIND_SEQ)
+			__sync_fetch_and_add(seq, k);
+		return i;
+	}
+	return -ENOENT;
+}
+
+/* Looks at the member that is j-th in turn, unless it is suspect. */
+__noinline int look_at_calm(struct look *l, const struct search *s, __u32 j)
+{
+	const struct slot *member;
+	__u32 at;
+
+	if (!l || !s)
+		return 0;
+	at = l->from + j;
+	member = slot_at(s->t.members + (at < l->size ? at : at - l->size));
+	return member && !is_suspect(member->backend) ? look_at(l, s, j) : 0;
+}
+
+/*
+ * Picks the cheapest of some members, from a random one on, that are not suspect. Returns
+ * its index, or -ENOENT. It neither heeds nor changes bounds: suspicion leaves no trace there.
+ */
+static __noinline int other_by_load(const struct pool *p, __u32 number)
+{
+	struct look l = { .least = PICK_NONE, .second = PICK_NONE, .size = p->n };
+	const struct slot *head = slot_at(p->base), *more = slot_at(p->base + 1);
+	struct search s = {};
+
+	if (!head || !more)
+		return -ENOENT;
+	s.t = table_at(p, head->how, more->starters);
+	s.now = now_ms();
+	l.from = pick_scale(pick_other(number, 1), p->n);
+	for (__u32 j = 0; j < PICK_WALK && j < l.size; j++)
+		look_at_calm(&l, &s, j);
+	return l.least == PICK_NONE ? -ENOENT : (int)l.index;
+}
+
+/*
+ * Chooses another member than first of a pool, which is suspect and was picked by number,
+ * if one is found that is not suspect. Otherwise it is first: all may be down, or none.
+ */
+static __always_inline int pick_another(const struct pool *p, __u32 service, __u32 number,
+					__u32 first)
+{
+	const struct slot *head = slot_at(p->base);
+	int i;
+
+	if (!head)
+		return first;
+	switch (head->how & HOW_KIND) {
+	case KIND_RAND:
+	case KIND_SEQ:
+	case KIND_HASH:
+		i = other_static(p, service, number);
+		break;
+	default:
+		i = other_by_load(p, number);
+	}
+	if (i < 0)
+		i = other_behind(p, first);
+	if (i < 0)
+		return first;
+	pick_undo(pool_member(p, first));
+	return i;
+}
+
+/* Chooses instead of the backend that choose_static() or choose_by_load() left in out. */
+__noinline int choose_other(__u32 service, struct choice *out)
+{
+	const struct slot *head;
+	struct pool p;
+	int i;
+
+	if (!out)
+		return -REASON_INTERNAL;
+	p = out->pool;
+	head = slot_at(p.base);
+	if (!head)
+		return count_drop(REASON_INTERNAL);
+	i = pick_another(&p, service, out->number, out->first);
+	return choose_member(&p, head, i, out);
+}
+
+/* Chooses member i, picked by number, or leaves the choice to choose_other(). */
+static __always_inline int choose_calm(const struct pool *p, const struct slot *head, int i,
+				       __u32 number, struct choice *out)
+{
+	if (!p->suspect || i < 0 || !is_suspect(pool_member(p, i)))
+		return choose_member(p, head, i, out);
+	out->pool = *p;
+	out->first = i;
+	out->number = number;
+	return NEEDS_OTHER;
+}
+
+/* Chooses by load from the pool that choose_static() left in out; or NEEDS_OTHER. */
 __noinline int choose_by_load(struct choice *out)
 {
 	const struct slot *head;
@@ -258,12 +432,13 @@ __noinline int choose_by_load(struct choice *out)
 	if (!head)
 		return count_drop(REASON_INTERNAL);
 	load_input(&p, head, &in);
-	return choose_member(&p, head, load_pick(&p, head, &in), out);
+	return choose_calm(&p, head, load_pick(&p, head, &in), in.rand[0], out);
 }
 
 /*
  * Chooses for kinds that need no load: see choose(). For others it returns
- * NEEDS_LOAD and leaves the pool in out.
+ * NEEDS_LOAD and leaves the pool in out; for a backend that is suspect NEEDS_OTHER,
+ * and leaves what choose_other() needs.
  */
 __noinline int choose_static(__u32 service, __u32 scope, const struct tuple *flow,
 			     struct choice *out)
@@ -288,88 +463,7 @@ __noinline int choose_static(__u32 service, __u32 scope, const struct tuple *flo
 		out->pool = p;
 		return err;
 	}
-	return choose_member(&p, head, static_pick(&p, head, &in), out);
-}
-
-/*
- * Finds the backend that a client keeps, if that takes connections in the pool that
- * this caller uses. Returns 0 and fills out, or -ENOENT.
- */
-__noinline int affinity_find(__u32 service, __u32 scope, const struct addr *client,
-			     struct choice *out)
-{
-	struct service *svc = bpf_map_lookup_elem(&services, &service);
-	struct affinity_key key = { .service = service };
-	const struct slot *head;
-	struct affinity *a;
-	struct backend *be;
-	__s64 age;
-	__u32 id;
-
-	if (!svc || !client || !out || scope >= SCOPES)
-		return -ENOENT;
-	key.client = *client;
-	a = bpf_map_lookup_elem(&affinities, &key);
-	if (!a)
-		return -ENOENT;
-	/* Another CPU may renew it after the clock was read here: then it is not old. */
-	age = bpf_ktime_get_ns() - READ_ONCE(a->last);
-	if (age > (__s64)(svc->affinity * NSEC_PER_SEC))
-		return -ENOENT;
-	id = a->backend;
-	be = bpf_map_lookup_elem(&backends, &id);
-	head = slot_at((__u32)READ_ONCE(svc->pool[scope]));
-	if (!be || !head || be->gen != a->gen || be->service != service ||
-	    !(be->pools & 1 << scope))
-		return -ENOENT;
-	out->addr = be->addr;
-	out->port = be->port;
-	out->signal = head->how >> HOW_SIGNAL_SHIFT & HOW_FIELD;
-	out->backend = id;
-	out->gen = a->gen;
-	return 0;
-}
-
-/*
- * Makes a client keep what was chosen, from now on. Of connections that begin at once
- * one decides: the others get its backend in c. What an entry says that nobody can use
- * any more is replaced by who finds it so first.
- */
-__noinline int affinity_keep(__u32 service, __u32 scope, const struct addr *client,
-			     struct choice *c)
-{
-	struct affinity_key key = { .service = service };
-	struct affinity new = { .last = bpf_ktime_get_ns() };
-	__u64 old = 0, *word;
-	struct affinity *a;
-	__u32 lost;
-
-	if (!client || !c)
-		return 0;
-	lost = c->backend;
-	key.client = *client;
-	new.backend = lost;
-	new.gen = c->gen;
-	a = bpf_map_lookup_elem(&affinities, &key);
-	word = (__u64 *)a; /* the backend and its generation */
-	if (word)
-		old = READ_ONCE(*word);
-	if (affinity_find(service, scope, client, c)) {
-		if (!word &&
-		    (int)bpf_map_update_elem(&affinities, &key, &new, BPF_NOEXIST) != -EEXIST)
-			return 0;
-		if (word && __sync_val_compare_and_swap(word, old, *(__u64 *)&new) == old) {
-			WRITE_ONCE(a->last, new.last);
-			return 0;
-		}
-		if (affinity_find(service, scope, client, c))
-			return 0; /* and it is gone again: this connection stays where it is */
-	} else if (a) {
-		WRITE_ONCE(a->last, new.last);
-	}
-	if (c->backend != lost)
-		pick_undo(lost);
-	return 0;
+	return choose_calm(&p, head, static_pick(&p, head, &in), static_number(head, &in), out);
 }
 
 /*
@@ -383,5 +477,7 @@ static __always_inline int choose(__u32 service, __u32 scope, const struct tuple
 {
 	int err = choose_static(service, scope, flow, out);
 
-	return err == NEEDS_LOAD ? choose_by_load(out) : err;
+	if (err == NEEDS_LOAD)
+		err = choose_by_load(out);
+	return err == NEEDS_OTHER ? choose_other(service, out) : err;
 }

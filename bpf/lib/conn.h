@@ -5,6 +5,7 @@
 #include "packet.h"
 
 #define PORT_TRIES 16
+#define UNANSWERED_NSEC 900000000 /* clients send a SYN again after 1 s; clocks are coarse */
 
 /* Idle times after which a connection is forgotten, in seconds. */
 const volatile __u32 tcp_syn_timeout = 60;
@@ -139,11 +140,24 @@ static __always_inline __u32 conn_bits(const struct packet *pkt, __u32 side)
 	return bits;
 }
 
+/*
+ * Notes that a client sent its SYN again. A copy that some device made comes sooner. An
+ * entry that was not seen from its first packet on says nothing of its age.
+ */
+static __always_inline void conn_unanswered(const struct packet *pkt, const struct conn *fwd)
+{
+	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && fwd->flags & CONN_BEGUN &&
+	    !(fwd->state & (CONN_REPLIED | CONN_CLOSED)) &&
+	    bpf_ktime_get_coarse_ns() - fwd->last > UNANSWERED_NSEC)
+		suspect_note(fwd->backend, fwd->gen, SYMPTOM_UNANSWERED);
+}
+
 /* Follows the state of a connection on a packet that the client sent. */
 static __always_inline void conn_request(const struct packet *pkt, struct conn *fwd)
 {
 	__u32 bits = conn_bits(pkt, CONN_FIN_CLIENT);
 
+	conn_unanswered(pkt, fwd);
 	conn_touch(fwd);
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_ACK &&
 	    (fwd->state & (CONN_REPLIED | CONN_ACKED)) == CONN_REPLIED)
@@ -204,14 +218,30 @@ static __noinline int conn_watch(struct __sk_buff *skb, const struct packet *pkt
 	return TC_ACT_UNSPEC;
 }
 
+/* Notes that the backend reset a connection which nobody had ended. */
+static __always_inline void conn_was_reset(const struct conn *fwd)
+{
+	const __u32 ended = CONN_FIN_CLIENT | CONN_FIN_BACKEND | CONN_CLOSED | CONN_RESET;
+
+	if (!(fwd->flags & CONN_BEGUN) || fwd->state & ended)
+		return;
+	if (!(fwd->state & CONN_REPLIED))
+		suspect_note(fwd->backend, fwd->gen, SYMPTOM_REFUSED);
+	else if (fwd->state & CONN_ACKED)
+		suspect_note(fwd->backend, fwd->gen, SYMPTOM_RESET);
+}
+
 /* Tells the forward entry what a packet of the backend said. */
 static __noinline int conn_tell(const struct packet *pkt, const struct conn *c, __u32 bits)
 {
 	struct tuple key = forward_key(&pkt->t, c);
 	struct conn *fwd = bpf_map_lookup_elem(&conns, &key);
 
-	if (fwd)
-		conn_mark(fwd, bits);
+	if (!fwd)
+		return 0;
+	if (pkt->tcp_flags & TCP_RST)
+		conn_was_reset(fwd);
+	conn_mark(fwd, bits);
 	return 0;
 }
 
@@ -312,6 +342,8 @@ static __noinline int conn_create(const struct tuple *key, const struct choice *
 	struct tuple rkey;
 	int err;
 
+	if (c->flags & CHOICE_BEGUN)
+		fwd.flags |= CONN_BEGUN;
 	if (c->signal) {
 		fwd.flags |= c->signal << CONN_SIGNAL_SHIFT;
 		fwd.start = now_ms();

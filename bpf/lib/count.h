@@ -3,6 +3,7 @@
 #pragma once
 
 #include "least.h"
+#include "suspect.h"
 
 /* Counts a new connection; signal says what is measured of it. */
 static __always_inline void count_opened(__u32 id, __u8 signal)

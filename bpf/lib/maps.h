@@ -71,6 +71,30 @@ struct {
 	__type(value, struct backend_stats);
 } backend_stats SEC(".maps");
 
+/* What speaks against backends, by id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct suspect);
+} suspects SEC(".maps");
+
+/* What the agent is told: struct symptom, one by one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16); /* bytes: a power of two, and of any page's size */
+} symptoms SEC(".maps");
+
+/* One element: how many found no room in symptoms. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} symptoms_lost SEC(".maps");
+
 /* Open connections by backend id, as the last recount found them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -16,12 +16,23 @@
 #define PICK_TIME_ACTIVE_MAX ((1U << 16) - 1)
 #define PICK_LATENCY_MAX ((1U << 23) - 1) /* us */
 #define PICK_HALF_LIFE 30000		  /* ms */
+#define PICK_AGAIN 8			  /* other picks for a backend that is avoided */
+#define PICK_WALK 32			  /* members that are looked at then */
 #define PICK_AVERAGED 16		  /* a sample moves the average by 1/16 */
 
 /* Maps a uniform 32-bit number onto [0, n). */
 static __always_inline __u32 pick_scale(__u32 rand, __u32 n)
 {
 	return ((__u64)rand * n) >> 32;
+}
+
+/* Returns the k-th number that stands for x, a random one or a hash, when x will not do. */
+static __always_inline __u32 pick_other(__u32 x, __u32 k)
+{
+	x += k * 0x9e3779b9;
+	x = (x ^ x >> 16) * 0x85ebca6b;
+	x = (x ^ x >> 13) * 0xc2b2ae35;
+	return x ^ x >> 16;
 }
 
 /* Returns i or its alias. Of 65536 draws, the word's upper half keep i. */

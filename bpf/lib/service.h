@@ -133,6 +133,8 @@ static __always_inline const struct slot *slot_at(__u32 i)
 struct pool {
 	__u32 base;
 	__u32 n;
+	__u32 suspect; /* of the service: 0 if nobody is avoided */
+	__u32 scope;
 };
 
 static __always_inline int pool_read(__u32 service, __u32 scope, struct pool *p)
@@ -145,6 +147,8 @@ static __always_inline int pool_read(__u32 service, __u32 scope, struct pool *p)
 	word = READ_ONCE(svc->pool[scope]);
 	p->base = word;
 	p->n = word >> 32;
+	p->suspect = READ_ONCE(svc->suspect);
+	p->scope = scope;
 	return 0;
 }
 

@@ -35,6 +35,14 @@ static __always_inline void sock_closed(struct sock_state *st, enum sock_end how
 		latency_add(st->backend, (bpf_ktime_get_ns() - st->opened) / 1000000, unit);
 }
 
+/* The error that the process of a socket gets next: 0 if there is none. */
+static __always_inline int sock_error(struct bpf_sock *sk)
+{
+	struct sock___error *tcp = (void *)bpf_skc_to_tcp_sock(sk);
+
+	return tcp ? BPF_CORE_READ(tcp, sk_err) : 0;
+}
+
 /* Says whether NodePorts answer at a loopback address. */
 static __always_inline bool serves_localhost(const struct addr *a)
 {
@@ -134,7 +142,9 @@ static __always_inline int sock_choose(struct bpf_sock_addr *ctx, const struct r
 		err = sock_choose_by_flow(ctx, to, fe, c);
 	if (err == NEEDS_LOAD)
 		err = choose_by_load(c);
-	if (!err && fe->flags & FE_AFFINITY)
+	if (err == NEEDS_OTHER)
+		err = choose_other(fe->service, c);
+	if (!err && fe->flags & FE_AFFINITY && !(c->flags & CHOICE_PASSING))
 		sock_keep(ctx, to, fe, c);
 	return err;
 }

@@ -55,6 +55,10 @@ struct inet6_dev {
 	struct list_head addr_list;
 };
 
+struct sock___error { /* a flavour: programs that walk sockets have other views */
+	int sk_err;
+};
+
 struct net_device {
 	struct list_head dev_list;
 	unsigned int flags;

@@ -100,7 +100,8 @@ _Static_assert(sizeof(struct frontend) == 8, "read as one word");
 struct service {
 	__u64 pool[SCOPES];
 	__u32 affinity; /* seconds after a client's last connection; 0: it has none */
-	__u32 pad[3];
+	__u32 suspect;	/* ms for which a backend that failed is avoided; 0: for no time */
+	__u32 pad[2];
 };
 _Static_assert(sizeof(struct service) == 32, "layout is shared with Go");
 
@@ -167,6 +168,35 @@ struct backend {
 _Static_assert(sizeof(struct backend) == 32, "layout is shared with Go");
 
 #define NO_PLACE 0xffff
+
+/*
+ * What speaks against a backend. Written by the kernel and by the agent; all times are
+ * ns, monotonic, and 0 or past mean nothing.
+ */
+struct suspect {
+	__u64 until; /* new connections avoid it before then */
+	__u64 calm;  /* the kernel suspects nothing before then */
+	__u64 reset; /* the agent is told of no other reset before then */
+};
+_Static_assert(sizeof(struct suspect) == 24, "layout is shared with Go");
+
+/* What became of a connection; the values are those of SymptomKind in internal/lb. */
+enum symptom_kind {
+	SYMPTOM_NONE,
+	SYMPTOM_REFUSED,    /* a reset was the answer to its first packet */
+	SYMPTOM_UNANSWERED, /* its first packet was sent again */
+	SYMPTOM_RESET,	    /* the backend reset it when it was established */
+};
+
+/* What the agent is told of. */
+struct symptom {
+	__u64 at; /* ns, monotonic */
+	__u32 backend;
+	__u32 gen;
+	__u32 kind; /* enum symptom_kind */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct symptom) == 24, "layout is shared with Go");
 
 /* A moving average, written as one word. */
 struct latency {
@@ -255,6 +285,7 @@ enum conn_flags {
 	CONN_SNAT = 1 << 1,    /* the source is replaced at egress */
 	CONN_SIGNAL = 3 << 2,  /* enum signal, until it was measured */
 	CONN_WATCH = 1 << 4,   /* no translation: the time of a socket is measured */
+	CONN_BEGUN = 1 << 5,   /* forward: it was seen from its first packet on */
 };
 
 #define CONN_SIGNAL_SHIFT 2

@@ -35,6 +35,8 @@ int test_pick(struct pick_call *ctx)
 	kind = head->how & HOW_KIND;
 	i = kind == KIND_TWO || kind == KIND_LEAST || kind == KIND_FEW ? load_pick(&p, head, &in) :
 									 static_pick(&p, head, &in);
+	if (p.suspect && i >= 0 && is_suspect(pool_member(&p, i)))
+		i = pick_another(&p, ctx->service, static_number(head, &in), i);
 	ctx->index = i;
 	s = slot_at(p.base + HEAD_SLOTS + i);
 	if (i < 0 || !s)

@@ -62,7 +62,7 @@ func listServices(svcs []named) list {
 		items = append(items, s.ServiceView)
 		active, sum := 0, dataplane.BackendView{}
 		for _, b := range s.Backends {
-			if b.State == "active" {
+			if b.State != "leaving" {
 				active++
 			}
 			sum.Live += b.Live

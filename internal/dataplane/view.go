@@ -31,7 +31,7 @@ type FrontendView struct {
 // BackendView is one backend of one Service.
 type BackendView struct {
 	Address string  `json:"address"`
-	State   string  `json:"state"` // active, leaving
+	State   string  `json:"state"` // active, suspect, leaving
 	Pools   string  `json:"pools"` // cluster, local or both
 	Opened  uint64  `json:"opened"`
 	Closed  uint64  `json:"closed"`
@@ -41,6 +41,7 @@ type BackendView struct {
 
 	Weight        uint16  `json:"weight"`
 	Expected      float64 `json:"expected"`                // the share it should get of new ones
+	Suspect       bool    `json:"suspect,omitempty"`       // new connections avoid it, if another one is there
 	Starting      bool    `json:"starting,omitempty"`      // in slow start: Expected is its most
 	LatencyMicros uint32  `json:"latencyMicros,omitempty"` // moving average; 0: not measured
 	Cost          uint64  `json:"cost,omitempty"`          // of one more connection, where load decides

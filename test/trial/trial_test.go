@@ -203,7 +203,7 @@ func TestStopAndCleanup(t *testing.T) {
 	}
 	r.serves(webVIP, "backend1", "backend2")
 
-	r.lbproxy("cleanup").want(t, 0, "removed "+r.lab.BPFFS()+"/lbproxy/v3/links/", "removed "+r.lab.BPFFS()+"/lbproxy/v3/maps/frontends")
+	r.lbproxy("cleanup").want(t, 0, "removed "+r.lab.BPFFS()+"/lbproxy/v4/links/", "removed "+r.lab.BPFFS()+"/lbproxy/v4/maps/frontends")
 	r.nothingLeft()
 	r.gone(webVIP)
 	r.lbproxy("cleanup").want(t, 0, "nothing to remove")

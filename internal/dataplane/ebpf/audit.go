@@ -67,7 +67,7 @@ func (a *audit) service(want *dataplane.Service) {
 		a.records(svc, sc, want)
 		a.pool(svc, sc, want)
 	}
-	a.affinity(svc, want)
+	a.terms(svc, want)
 	for _, p := range want.Terms.SourceRanges {
 		a.sourceRange(svc, sourceRangeOf(svc.id, p))
 	}
@@ -124,10 +124,10 @@ func (a *audit) pool(svc *service, sc lb.Scope, want *dataplane.Service) {
 	}
 }
 
-func (a *audit) affinity(svc *service, want *dataplane.Service) {
+func (a *audit) terms(svc *service, want *dataplane.Service) {
 	before := a.maps.writes.Load()
-	if a.setAffinity(svc, want); a.maps.writes.Load() != before {
-		a.differs("services[%d] or its backends had another session affinity", svc.id)
+	if a.setTerms(svc, want); a.maps.writes.Load() != before {
+		a.differs("services[%d] or its backends had another session affinity or suspicion", svc.id)
 	}
 }
 
@@ -203,15 +203,21 @@ func (a *audit) strayRange(key lbSourceRange, _ uint32) {
 // byID returns the Service of an id, by the name that the kernel has for it; nil if it
 // has none.
 func (d *Dataplane) byID(id uint32) *service {
-	var name serviceName
-	if d.maps.names().Lookup(id, &name) != nil {
-		return nil
-	}
-	n, err := name.parse()
-	if svc := d.services[n]; err == nil && svc != nil && svc.id == id {
-		return svc
+	if name, ok := d.nameOf(id); ok {
+		return d.services[name]
 	}
 	return nil
+}
+
+// nameOf returns the name of the Service that has an id.
+func (d *Dataplane) nameOf(id uint32) (lb.ServiceName, bool) {
+	var name serviceName
+	if d.maps.names().Lookup(id, &name) != nil {
+		return lb.ServiceName{}, false
+	}
+	n, err := name.parse()
+	svc := d.services[n]
+	return n, err == nil && svc != nil && svc.id == id
 }
 
 // walk calls look for the next entries of a table. It returns true at the end. What is

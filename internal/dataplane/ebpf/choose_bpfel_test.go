@@ -137,7 +137,8 @@ type chooseService struct {
 	_        structs.HostLayout
 	Pool     [2]uint64
 	Affinity uint32
-	Pad      [3]uint32
+	Suspect  uint32
+	Pad      [2]uint32
 }
 
 type chooseServiceState struct {
@@ -188,6 +189,13 @@ type chooseSourceRange struct {
 	Len     uint32
 	Service uint32
 	Addr    chooseAddr
+}
+
+type chooseSuspect struct {
+	_     structs.HostLayout
+	Until uint64
+	Calm  uint64
+	Reset uint64
 }
 
 type chooseTuple struct {
@@ -243,6 +251,9 @@ const (
 	chooseMapSlots         = "slots"
 	chooseMapSockStates    = "sock_states"
 	chooseMapSourceRanges  = "source_ranges"
+	chooseMapSuspects      = "suspects"
+	chooseMapSymptoms      = "symptoms"
+	chooseMapSymptomsLost  = "symptoms_lost"
 	chooseMapUdpFlows      = "udp_flows"
 	chooseProgBenchChoose  = "bench_choose"
 	chooseProgTestClose    = "test_close"
@@ -321,6 +332,9 @@ type chooseMapSpecs struct {
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockStates    *ebpf.MapSpec `ebpf:"sock_states"`
 	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
+	Suspects      *ebpf.MapSpec `ebpf:"suspects"`
+	Symptoms      *ebpf.MapSpec `ebpf:"symptoms"`
+	SymptomsLost  *ebpf.MapSpec `ebpf:"symptoms_lost"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
 }
 
@@ -371,6 +385,9 @@ type chooseMaps struct {
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockStates    *ebpf.Map `ebpf:"sock_states"`
 	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
+	Suspects      *ebpf.Map `ebpf:"suspects"`
+	Symptoms      *ebpf.Map `ebpf:"symptoms"`
+	SymptomsLost  *ebpf.Map `ebpf:"symptoms_lost"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
 }
 
@@ -394,6 +411,9 @@ func (m *chooseMaps) Close() error {
 		m.Slots,
 		m.SockStates,
 		m.SourceRanges,
+		m.Suspects,
+		m.Symptoms,
+		m.SymptomsLost,
 		m.UdpFlows,
 	)
 }

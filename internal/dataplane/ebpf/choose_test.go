@@ -72,7 +72,7 @@ func (c *chooser) load(constants map[string]any) {
 // first few are in slow start.
 func (c *chooser) put(algorithm string, weights []uint16, ramps int) *dataplane.Pool {
 	c.t.Helper()
-	svc := &dataplane.Service{Name: c.name, Balance: lb.Balance{Algorithm: algorithm}}
+	svc := &dataplane.Service{Name: c.name, Balance: lb.Balance{Algorithm: algorithm}, Terms: lb.Terms{Suspect: time.Second}}
 	var ms []algo.Member
 	for i, w := range weights {
 		addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 80)
@@ -105,6 +105,11 @@ func (c *chooser) pick(table algo.Table, in algo.Input) (kernel, want int, backe
 		return algo.Load{Active: uint32(c.d.maps.liveOf(slots[i].Backend)), Latency: us, Idle: min(now-at, now-c.d.maps.stats[slots[i].Backend].Given)}
 	}
 	want = algo.Pick(table, in)
+	suspect := func(i int) bool { return c.d.maps.suspectFor(slots[i].Backend) > 0 }
+	if suspect(want) {
+		takes := func(i int) bool { return c.d.maps.weights[slots[i].Backend] > 0 && !suspect(i) }
+		want, _ = algo.Avoid(table, in, want, takes)
+	}
 	call := choosePickCall{Service: id, Open: 1}
 	call.In.Rand, call.In.Seq, call.In.Hash = in.Rand, in.Seq, in.Hash
 	out, err := runSyscall(c.progs["test_pick"], &call)
@@ -146,15 +151,36 @@ func TestPickEqualsReference(t *testing.T) {
 	}
 }
 
+// suspect makes new connections avoid some backends, or none, as others do all the time.
+func (c *chooser) suspect(rng *rand.Rand, pool *dataplane.Pool) {
+	c.t.Helper()
+	chance := rng.IntN(4) // in 4
+	for _, b := range pool.Backends {
+		until := time.Time{}
+		if rng.IntN(4) < chance {
+			until = time.Now().Add(time.Hour)
+		}
+		if err := c.d.Suspect(c.name, b.Addr, until, 0); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
 // wander makes a table of n members and follows it for a while.
 func (c *chooser) wander(rng *rand.Rand, name string, n int, open []uint32) []uint32 {
 	weights := make([]uint16, n)
 	span := 1 + rng.IntN(4) // 1: all are equal
 	for i := range weights {
 		weights[i] = uint16(1 + rng.IntN(span))
+		if i > 0 && span == 4 && rng.IntN(5) == 0 {
+			weights[i] = 0
+		}
 	}
 	pool := c.put(name, weights, rng.IntN(2)*rng.IntN(n))
 	for step := range 150 {
+		if step%10 == 0 {
+			c.suspect(rng, pool)
+		}
 		if len(open) > 0 && rng.IntN(5) < 2 {
 			i := rng.IntN(len(open))
 			c.close(open[i])

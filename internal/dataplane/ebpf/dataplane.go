@@ -71,11 +71,14 @@ type Dataplane struct {
 	progs programs
 
 	killer *staleKiller
-	wake   chan struct{} // capacity 1: something was retired
-	look   chan struct{} // capacity 1: the Node changed
-	gone   chan struct{} // capacity 1: Syncs left something behind
-	flush  chan struct{} // capacity 1: a sweep is due
-	node   atomic.Pointer[lb.Node]
+
+	suspicion suspicion
+
+	wake  chan struct{} // capacity 1: something was retired
+	look  chan struct{} // capacity 1: the Node changed
+	gone  chan struct{} // capacity 1: Syncs left something behind
+	flush chan struct{} // capacity 1: a sweep is due
+	node  atomic.Pointer[lb.Node]
 
 	attached map[int]device // by index; used by Open, then by Run, as is layer3
 	layer3   programs       // nil: not needed yet
@@ -142,7 +145,7 @@ func openState(opts Options) (_ *Dataplane, err error) {
 	if err := requireFilesystems(opts); err != nil {
 		return nil, err
 	}
-	d := &Dataplane{opts: opts, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), gone: make(chan struct{}, 1), flush: make(chan struct{}, 1)}
+	d := &Dataplane{opts: opts, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), gone: make(chan struct{}, 1), flush: make(chan struct{}, 1), suspicion: newSuspicion()}
 	d.left.flows = true // an agent may have been killed before it looked
 	defer func() {
 		if err != nil {
@@ -240,6 +243,7 @@ func (d *Dataplane) syncSettings() {
 func (d *Dataplane) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.janitor(ctx) })
+	g.Go(func() error { return d.readSymptoms(ctx) })
 	g.Go(func() error { return d.endLeftovers(ctx) })
 	err := d.followDevices(ctx) // not in a goroutine: that could run in another namespace
 	if err != nil {

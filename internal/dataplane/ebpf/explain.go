@@ -192,6 +192,9 @@ func (e *explainer) decide(from netip.Addr, to lb.FrontendKey, fe *lbFrontend, i
 	for _, b := range e.backendViews(fe.Service, sc) {
 		if (b.Pools == "both" || b.Pools == scope) && (id == 0 || b.Address == e.maps.addrPort(id).String()) {
 			e.out.Candidates = append(e.out.Candidates, b)
+			if b.Suspect {
+				e.step("suspects: %s is avoided, if another one is there: a connection failed a moment ago", b.Address)
+			}
 		}
 	}
 	masq := fe.Flags&uint8(lbFrontendFlagsFE_MASQ_ALWAYS) != 0 ||

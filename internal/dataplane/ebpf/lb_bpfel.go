@@ -85,6 +85,7 @@ const (
 	lbConnFlagsCONN_SNAT    lbConnFlags = 2
 	lbConnFlagsCONN_SIGNAL  lbConnFlags = 12
 	lbConnFlagsCONN_WATCH   lbConnFlags = 16
+	lbConnFlagsCONN_BEGUN   lbConnFlags = 32
 )
 
 type lbConnState uint32
@@ -236,7 +237,8 @@ type lbService struct {
 	_        structs.HostLayout
 	Pool     [2]uint64
 	Affinity uint32
-	Pad      [3]uint32
+	Suspect  uint32
+	Pad      [2]uint32
 }
 
 type lbServiceState struct {
@@ -294,6 +296,13 @@ type lbSourceRange struct {
 	Addr    lbAddr
 }
 
+type lbSuspect struct {
+	_     structs.HostLayout
+	Until uint64
+	Calm  uint64
+	Reset uint64
+}
+
 type lbSweep struct {
 	_       structs.HostLayout
 	Now     uint64
@@ -304,6 +313,24 @@ type lbSweep struct {
 	Stale   uint64
 	Flows   uint64
 }
+
+type lbSymptom struct {
+	_       structs.HostLayout
+	At      uint64
+	Backend uint32
+	Gen     uint32
+	Kind    uint32
+	Pad     uint32
+}
+
+type lbSymptomKind uint32
+
+const (
+	lbSymptomKindSYMPTOM_NONE       lbSymptomKind = 0
+	lbSymptomKindSYMPTOM_REFUSED    lbSymptomKind = 1
+	lbSymptomKindSYMPTOM_UNANSWERED lbSymptomKind = 2
+	lbSymptomKindSYMPTOM_RESET      lbSymptomKind = 3
+)
 
 type lbTuple struct {
 	_     structs.HostLayout
@@ -371,6 +398,9 @@ const (
 	lbMapSlots                = "slots"
 	lbMapSockStates           = "sock_states"
 	lbMapSourceRanges         = "source_ranges"
+	lbMapSuspects             = "suspects"
+	lbMapSymptoms             = "symptoms"
+	lbMapSymptomsLost         = "symptoms_lost"
 	lbMapUdpFlows             = "udp_flows"
 	lbProgLbEgress            = "lb_egress"
 	lbProgLbEgressL3          = "lb_egress_l3"
@@ -462,6 +492,9 @@ type lbMapSpecs struct {
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockStates    *ebpf.MapSpec `ebpf:"sock_states"`
 	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
+	Suspects      *ebpf.MapSpec `ebpf:"suspects"`
+	Symptoms      *ebpf.MapSpec `ebpf:"symptoms"`
+	SymptomsLost  *ebpf.MapSpec `ebpf:"symptoms_lost"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
 }
 
@@ -519,6 +552,9 @@ type lbMaps struct {
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockStates    *ebpf.Map `ebpf:"sock_states"`
 	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
+	Suspects      *ebpf.Map `ebpf:"suspects"`
+	Symptoms      *ebpf.Map `ebpf:"symptoms"`
+	SymptomsLost  *ebpf.Map `ebpf:"symptoms_lost"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
 }
 
@@ -541,6 +577,9 @@ func (m *lbMaps) Close() error {
 		m.Slots,
 		m.SockStates,
 		m.SourceRanges,
+		m.Suspects,
+		m.Symptoms,
+		m.SymptomsLost,
 		m.UdpFlows,
 	)
 }

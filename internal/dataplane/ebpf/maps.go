@@ -20,7 +20,7 @@ import (
 
 // layoutVersion names the directory of the pins. It changes with the layout of
 // any map, so that two versions of lbproxy never share one by mistake.
-const layoutVersion = "v3"
+const layoutVersion = "v4"
 
 // nameLen is the size of a value of service_names: the longest name that
 // lb.ServiceName.String can make of Kubernetes names, rounded up.
@@ -89,6 +89,7 @@ func (s Sizes) entries() map[string]uint32 {
 		lbMapFrontends:     s.Frontends,
 		lbMapBackends:      s.Backends,
 		lbMapBackendStats:  s.Backends,
+		lbMapSuspects:      s.Backends,
 		lbMapRecounts:      s.Backends,
 		mapBackendWeights:  s.Backends,
 		lbMapSlots:         s.Slots,
@@ -124,9 +125,12 @@ type maps struct {
 	slots    []lbSlot
 	backends []lbBackend
 	stats    []lbBackendStats
+	suspects []lbSuspect
 	recounts []uint64
 	weights  []uint64
 	settings []lbSettings
+
+	symptomsLost []uint64 // one element
 
 	grace  gracePeriod
 	mapped [][]byte
@@ -296,6 +300,12 @@ func (m *maps) mapAll(readOnly bool) (err error) {
 		return err
 	}
 	if m.stats, err = mapArray[lbBackendStats](m, lbMapBackendStats, readOnly); err != nil {
+		return err
+	}
+	if m.suspects, err = mapArray[lbSuspect](m, lbMapSuspects, readOnly); err != nil {
+		return err
+	}
+	if m.symptomsLost, err = mapArray[uint64](m, lbMapSymptomsLost, readOnly); err != nil {
 		return err
 	}
 	if m.weights, err = mapArray[uint64](m, mapBackendWeights, readOnly); err != nil {

@@ -33,6 +33,9 @@ const (
 	sockMapSlots           = "slots"
 	sockMapSockStates      = "sock_states"
 	sockMapSourceRanges    = "source_ranges"
+	sockMapSuspects        = "suspects"
+	sockMapSymptoms        = "symptoms"
+	sockMapSymptomsLost    = "symptoms_lost"
 	sockMapUdpFlows        = "udp_flows"
 	sockProgLbConnect4     = "lb_connect4"
 	sockProgLbConnect6     = "lb_connect6"
@@ -122,6 +125,9 @@ type sockMapSpecs struct {
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockStates    *ebpf.MapSpec `ebpf:"sock_states"`
 	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
+	Suspects      *ebpf.MapSpec `ebpf:"suspects"`
+	Symptoms      *ebpf.MapSpec `ebpf:"symptoms"`
+	SymptomsLost  *ebpf.MapSpec `ebpf:"symptoms_lost"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
 }
 
@@ -169,6 +175,9 @@ type sockMaps struct {
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockStates    *ebpf.Map `ebpf:"sock_states"`
 	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
+	Suspects      *ebpf.Map `ebpf:"suspects"`
+	Symptoms      *ebpf.Map `ebpf:"symptoms"`
+	SymptomsLost  *ebpf.Map `ebpf:"symptoms_lost"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
 }
 
@@ -191,6 +200,9 @@ func (m *sockMaps) Close() error {
 		m.Slots,
 		m.SockStates,
 		m.SourceRanges,
+		m.Suspects,
+		m.Symptoms,
+		m.SymptomsLost,
 		m.UdpFlows,
 	)
 }

@@ -68,6 +68,9 @@ const (
 	staleMapSlots           = "slots"
 	staleMapSockStates      = "sock_states"
 	staleMapSourceRanges    = "source_ranges"
+	staleMapSuspects        = "suspects"
+	staleMapSymptoms        = "symptoms"
+	staleMapSymptomsLost    = "symptoms_lost"
 	staleMapUdpFlows        = "udp_flows"
 	staleProgLbAssigned     = "lb_assigned"
 	staleProgLbProcesses    = "lb_processes"
@@ -144,6 +147,9 @@ type staleMapSpecs struct {
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	SockStates    *ebpf.MapSpec `ebpf:"sock_states"`
 	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
+	Suspects      *ebpf.MapSpec `ebpf:"suspects"`
+	Symptoms      *ebpf.MapSpec `ebpf:"symptoms"`
+	SymptomsLost  *ebpf.MapSpec `ebpf:"symptoms_lost"`
 	UdpFlows      *ebpf.MapSpec `ebpf:"udp_flows"`
 }
 
@@ -192,6 +198,9 @@ type staleMaps struct {
 	Slots         *ebpf.Map `ebpf:"slots"`
 	SockStates    *ebpf.Map `ebpf:"sock_states"`
 	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
+	Suspects      *ebpf.Map `ebpf:"suspects"`
+	Symptoms      *ebpf.Map `ebpf:"symptoms"`
+	SymptomsLost  *ebpf.Map `ebpf:"symptoms_lost"`
 	UdpFlows      *ebpf.Map `ebpf:"udp_flows"`
 }
 
@@ -214,6 +223,9 @@ func (m *staleMaps) Close() error {
 		m.Slots,
 		m.SockStates,
 		m.SourceRanges,
+		m.Suspects,
+		m.Symptoms,
+		m.SymptomsLost,
 		m.UdpFlows,
 	)
 }

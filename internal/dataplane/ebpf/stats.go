@@ -42,7 +42,8 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 		Drops:    drops,
 		Maps:     d.usage(),
 
-		Corrections: d.recounted.corrections,
+		Corrections:  d.recounted.corrections,
+		SymptomsLost: d.symptomsLost(),
 	}
 	for _, name := range d.serviceNames() {
 		svc := d.services[name]

@@ -106,7 +106,7 @@ func (d *Dataplane) apply(want *dataplane.Service) (err error) {
 	if err == nil {
 		if !known {
 			d.commitPools(c)
-			d.setAffinity(svc, want)
+			d.setTerms(svc, want)
 		}
 		err = d.setFrontends(svc, want)
 	}
@@ -121,7 +121,7 @@ func (d *Dataplane) apply(want *dataplane.Service) (err error) {
 	}
 	if known {
 		d.commitPools(c)
-		d.setAffinity(svc, want)
+		d.setTerms(svc, want)
 	}
 	svc.committed = want
 	d.left.early = append(d.left.early, early...)
@@ -304,6 +304,7 @@ func (d *Dataplane) commitPools(c *change) {
 	}
 	for _, id := range c.fresh {
 		d.maps.stats[id] = lbBackendStats{}
+		d.maps.suspects[id] = lbSuspect{} // of whoever had the id before; none of its connections is left
 	}
 	d.seedLatency(c)
 	for sc := range c.pools {

@@ -62,15 +62,15 @@ func (d *Dataplane) narrowRanges(svc *service, want []netip.Prefix) error {
 	return nil
 }
 
-// setAffinity stores for how long clients of svc keep their backend, and who of its
-// backends may be kept.
-func (d *Dataplane) setAffinity(svc *service, want *dataplane.Service) {
-	seconds := uint32(want.Terms.Affinity / time.Second)
-	if a := &d.maps.services[svc.id].Affinity; *a != seconds {
+// setTerms stores for how long clients of svc keep their backend, for how long they avoid
+// one, and who of its backends may be kept, or taken instead.
+func (d *Dataplane) setTerms(svc *service, want *dataplane.Service) {
+	affinity, suspect := uint32(want.Terms.Affinity/time.Second), suspectMillis(want)
+	if s := &d.maps.services[svc.id]; s.Affinity != affinity || s.Suspect != suspect {
 		d.maps.wrote()
-		*a = seconds
+		s.Affinity, s.Suspect = affinity, suspect
 	}
-	if seconds == 0 {
+	if affinity == 0 && suspect == 0 {
 		return // nobody looks
 	}
 	for sc := range lb.Scope(scopes) {

@@ -220,6 +220,8 @@ func (v *View) backend(id uint32) dataplane.BackendView {
 	view.Live = view.Opened - closed
 	if v.maps.backends[id].State > uint8(lbBackendStateBACKEND_ACTIVE) {
 		view.State = "leaving"
+	} else if v.maps.suspectFor(id) > 0 {
+		view.State, view.Suspect = "suspect", true
 	}
 	return view
 }
