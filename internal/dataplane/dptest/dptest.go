@@ -108,6 +108,7 @@ const (
 	FeatureReopen     Feature = "starts again"       // the Harness is a Reopener
 	FeatureFlows      Feature = "holds UDP flows"    // the Harness is a FlowHolder
 
+	FeatureSuspect       Feature = "avoids suspects"         // the Dataplane is a Witness that heeds Suspect
 	FeatureSocketPath    Feature = "translates sockets"      // else: processes of the node are on the packet path, too
 	FeatureReferenceHash Feature = "hashes as the reference" // else: by a hash of its own
 	FeatureExactLoad     Feature = "knows loads exactly"     // else: now and then, and the Harness is a Refresher
@@ -186,7 +187,8 @@ var sections = []struct {
 	run  func(t *testing.T, e *env)
 }{
 	{"reach", runReach}, {"change", runChange}, {"balance", runBalance}, {"algorithms", runAlgorithms},
-	{"affinity", runAffinity}, {"ranges", runRanges}, {"drain", runDrain}, {"contract", runContract},
+	{"affinity", runAffinity}, {"ranges", runRanges}, {"drain", runDrain}, {"suspect", runSuspect},
+	{"contract", runContract},
 }
 
 // Run runs the whole contract. What the Harness does not support is skipped, and

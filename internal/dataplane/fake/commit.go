@@ -180,13 +180,14 @@ func (d *Dataplane) restore(key lb.FrontendKey, was record, had bool) {
 	delete(d.records, key)
 }
 
-// forgetBackends drops the counts of backends that svc does not have. d.mu is
+// forgetBackends drops the counts of backends that svc does not have, and suspicion. d.mu is
 // held.
 func (d *Dataplane) forgetBackends(svc *dataplane.Service) {
 	has := func(c connections) bool {
 		return slices.ContainsFunc(svc.Cluster.Backends, c.of) || slices.ContainsFunc(svc.Local.Backends, c.of)
 	}
 	maps.DeleteFunc(d.opened, func(c connections, _ uint64) bool { return c.service == svc.Name && !has(c) })
+	maps.DeleteFunc(d.suspects, func(c connections, _ suspicion) bool { return c.service == svc.Name && !has(c) })
 }
 
 // leftBehind returns the frontends of old that next does not have.

@@ -68,6 +68,10 @@ type Dataplane struct {
 	opened    map[connections]uint64
 	live      map[connections]uint64
 	drops     map[string]uint64
+	suspects  map[connections]suspicion
+	symptoms  chan lb.Symptom
+
+	symptomsLost uint64
 }
 
 // region is a pool in the kernel: it is filled before a record points at it, and
@@ -119,6 +123,8 @@ func New(o Options) *Dataplane {
 		opened:    map[connections]uint64{},
 		live:      map[connections]uint64{},
 		drops:     map[string]uint64{},
+		suspects:  map[connections]suspicion{},
+		symptoms:  make(chan lb.Symptom, symptomsWaiting),
 	}
 }
 
@@ -130,6 +136,7 @@ func (d *Dataplane) Reopen() *Dataplane {
 	n := New(d.opts)
 	n.services, n.installed, n.records = d.services, d.installed, d.records
 	n.sticky, n.seq, n.opened, n.live, n.drops = d.sticky, d.seq, d.opened, d.live, d.drops
+	n.suspects = d.suspects
 	return n
 }
 

@@ -129,6 +129,9 @@ func (d *Dataplane) pick(f Flow, svc lb.ServiceName, r *region, sc lb.Scope) con
 	on := connections{service: svc}
 	if was, ok := d.again(who, r, timeout); ok {
 		on.backend = was
+		if d.avoids(on) { // this connection passes by, and the client keeps what it has
+			return d.balance(f, svc, r, sc)
+		}
 	} else {
 		on = d.balance(f, svc, r, sc)
 	}
@@ -147,8 +150,9 @@ func (d *Dataplane) balance(f Flow, svc lb.ServiceName, r *region, sc lb.Scope) 
 			return algo.Load{Active: uint32(d.live[connections{svc, r.backends[i].Addr}])}
 		},
 	}
-	d.seq[c]++
-	return connections{svc, r.backends[algo.Pick(r.table, in)].Addr}
+	i, turns := d.calm(svc, r, in, algo.Pick(r.table, in))
+	d.seq[c] += 1 + turns
+	return connections{svc, r.backends[i].Addr}
 }
 
 // end counts the end of a connection. d.mu is held.
@@ -276,7 +280,7 @@ func (d *Dataplane) nodeAddr(fam lb.Family) netip.Addr {
 func (d *Dataplane) Stats() (dataplane.Stats, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := dataplane.Stats{Drops: map[string]uint64{}}
+	s := dataplane.Stats{Drops: map[string]uint64{}, SymptomsLost: d.symptomsLost}
 	for c, n := range d.opened {
 		s.Backends = append(s.Backends, dataplane.BackendStats{
 			Service: c.service, Backend: c.backend, Live: d.live[c], Counted: true, Opened: n, Closed: n - d.live[c],
