@@ -16,6 +16,7 @@ import (
 
 // lacks is what packets cannot do. What the suites expect instead is theirs.
 var lacks = map[dptest.Feature]bool{
+	dptest.FeatureSuspect:       true, // see Dataplane.Suspect
 	dptest.FeatureSocketPath:    true, // processes are on the packet path
 	dptest.FeatureReferenceHash: true, // another one, which netfilter can compute
 	dptest.FeatureExactLoad:     true, // conntrack is read once a second

@@ -75,6 +75,7 @@ type Dataplane struct {
 	sets     *sets
 	watcher  *watcher
 	feedback *feedback
+	witness  *witness
 	liberal  bool          // conntrack lets packets outside of the TCP window pass
 	look     chan struct{} // capacity 1: the Node changed
 	node     atomic.Pointer[lb.Node]
@@ -152,6 +153,7 @@ func Open(opts Options) (_ *Dataplane, err error) {
 		return nil, err
 	}
 	d.feedback = newFeedback(d.loaded, opts.Latency, d.reshare, opts.Log)
+	d.witness = newWitness(d.anySuspects, d.suspecting, d.feedback.flows)
 	return d, nil
 }
 

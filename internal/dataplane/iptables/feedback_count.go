@@ -122,15 +122,21 @@ func (c *counter) all(flows func(lb.Family, lb.Proto, func(flow)) error) error {
 	return nil
 }
 
+// backendsOf returns the backends of the frontend that a flow is to, nil if it is to none.
+// anywhere tells that it may be a node port, and other people's.
+func (c *counter) backendsOf(f lb.Family, fl *flow) (backends map[netip.AddrPort]*count, anywhere bool) {
+	if backends = c.frontends[lb.FrontendKey{Addr: fl.frontend, Proto: fl.proto}]; backends != nil {
+		return backends, false
+	}
+	port := netip.AddrPortFrom(f.Unspecified(), fl.frontend.Port())
+	return c.frontends[lb.FrontendKey{Addr: port, Proto: fl.proto}], true
+}
+
 // add counts a flow, if it was balanced.
 func (c *counter) add(f lb.Family, fl *flow) {
-	backends := c.frontends[lb.FrontendKey{Addr: fl.frontend, Proto: fl.proto}]
-	anywhere := backends == nil
-	if anywhere {
-		port := netip.AddrPortFrom(f.Unspecified(), fl.frontend.Port())
-		if backends = c.frontends[lb.FrontendKey{Addr: port, Proto: fl.proto}]; backends == nil {
-			return
-		}
+	backends, anywhere := c.backendsOf(f, fl)
+	if backends == nil {
+		return
 	}
 	n := backends[fl.backend]
 	if n == nil {

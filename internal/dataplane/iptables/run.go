@@ -13,10 +13,11 @@ import (
 )
 
 const (
-	watchPeriod = 250 * time.Millisecond // between looks for what somebody did to the tables
-	growPeriod  = time.Second            // between looks at how full ipsets of clients are
-	retryPeriod = 2 * time.Second        // between attempts of what failed
-	readPeriod  = 30 * time.Second       // between readings of all rules, for audits
+	watchPeriod   = 250 * time.Millisecond // between looks for what somebody did to the tables
+	growPeriod    = time.Second            // between looks at how full ipsets of clients are
+	witnessPeriod = time.Second            // between looks at connections that nobody has answered
+	retryPeriod   = 2 * time.Second        // between attempts of what failed
+	readPeriod    = 30 * time.Second       // between readings of all rules, for audits
 )
 
 // Run keeps the kernel as Syncs left it, and follows the Node and the loads of backends,
@@ -28,6 +29,8 @@ func (d *Dataplane) Run(ctx context.Context) error {
 	defer loads.Stop()
 	grow := time.NewTicker(growPeriod)
 	defer grow.Stop()
+	seen := time.NewTicker(witnessPeriod)
+	defer seen.Stop()
 	read := time.NewTicker(readPeriod)
 	defer read.Stop()
 	for {
@@ -42,6 +45,8 @@ func (d *Dataplane) Run(ctx context.Context) error {
 		case <-loads.C:
 			d.measure()
 			d.feedback.tick(ctx)
+		case now := <-seen.C:
+			err = d.witness.tick(now)
 		case <-grow.C:
 			err = d.grow()
 		case <-read.C:

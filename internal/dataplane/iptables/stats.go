@@ -25,7 +25,7 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 	for _, p := range pools {
 		timed[p.name] = timed[p.name] || p.table.Cost == algo.Time
 	}
-	var out dataplane.Stats
+	out := dataplane.Stats{SymptomsLost: d.witness.lostSymptoms()}
 	for name, backends := range members {
 		for addr := range backends {
 			s := dataplane.BackendStats{Service: name, Backend: addr}

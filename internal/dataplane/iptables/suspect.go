@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"maps"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// symptomsWaiting is how many symptoms wait for whoever takes them; others are lost.
+const symptomsWaiting = 1024
+
+// witness finds connections that nobody answers among those that conntrack knows. One that
+// is refused leaves no trace there: the kernel forgets it when the reset passes.
+type witness struct {
+	any      func() bool // whether some Service suspects
+	list     func() []suspecting
+	flows    func(lb.Family, lb.Proto, func(flow)) error
+	symptoms chan lb.Symptom
+
+	// Only tick uses these.
+	next    time.Time        // not before then again
+	waiting map[waiting]bool // at the reading before
+
+	mu    sync.Mutex
+	quiet map[suspectKey]time.Time // nothing is told of these before then
+	lost  uint64
+}
+
+// suspecting is a pool of a Service that suspects, and for how long.
+type suspecting struct {
+	loaded
+	suspect time.Duration
+}
+
+// waiting is a connection that nobody has answered.
+type waiting struct {
+	client, frontend netip.AddrPort
+	id               uint32
+}
+
+// suspectKey is a backend of a Service.
+type suspectKey struct {
+	service lb.ServiceName
+	backend netip.AddrPort
+}
+
+func newWitness(
+	any func() bool, list func() []suspecting, flows func(lb.Family, lb.Proto, func(flow)) error,
+) *witness {
+	return &witness{
+		any: any, list: list, flows: flows, symptoms: make(chan lb.Symptom, symptomsWaiting), quiet: map[suspectKey]time.Time{},
+	}
+}
+
+// tick reads connections. It is called each second: who has not been answered at two
+// readings waits for as long at least. It does nothing while it would take more than its
+// part of the time, or if no Service suspects.
+func (w *witness) tick(now time.Time) error {
+	if now.Before(w.next) {
+		return nil
+	}
+	if !w.any() {
+		w.waiting = nil
+		return nil
+	}
+	before := w.waiting
+	w.waiting = make(map[waiting]bool, len(before))
+	var again []flow
+	for _, f := range families {
+		err := w.flows(f, lb.TCP, func(fl flow) {
+			if fl.state != tcpSynSent || fl.replied {
+				return
+			}
+			id := waiting{fl.client, fl.frontend, fl.id}
+			w.waiting[id] = true
+			if before[id] {
+				again = append(again, fl)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if len(again) > 0 {
+		w.tellAll(again, now)
+	}
+	w.next = now.Add(time.Duration(float64(time.Since(now)) / busy))
+	return nil
+}
+
+// tellAll finds out whom connections were for that nobody answers.
+func (w *witness) tellAll(unanswered []flow, now time.Time) {
+	w.forget(now)
+	list := w.list()
+	pools := make([]loaded, len(list))
+	suspect := make(map[lb.ServiceName]time.Duration, len(list))
+	for i, s := range list {
+		pools[i], suspect[s.name] = s.loaded, s.suspect
+	}
+	c := newCounter(pools)
+	owner := make(map[*count]suspectKey)
+	for name, backends := range c.counts {
+		for addr, n := range backends {
+			owner[n] = suspectKey{name, addr}
+		}
+	}
+	for i := range unanswered {
+		fl := &unanswered[i]
+		backends, _ := c.backendsOf(lb.FamilyOf(fl.frontend.Addr()), fl)
+		if key, known := owner[backends[fl.backend]]; known {
+			w.tell(lb.Symptom{Service: key.service, Backend: key.backend, Kind: lb.Unanswered}, now, suspect[key.service])
+		}
+	}
+}
+
+// tell puts a symptom where it waits, one of each backend in as much time as its Service
+// suspects for.
+func (w *witness) tell(s lb.Symptom, now time.Time, suspect time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	key := suspectKey{s.Service, s.Backend}
+	if now.Before(w.quiet[key]) {
+		return
+	}
+	w.quiet[key] = now.Add(suspect)
+	select {
+	case w.symptoms <- s:
+	default:
+		w.lost++
+	}
+}
+
+// forget drops what is over.
+func (w *witness) forget(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	maps.DeleteFunc(w.quiet, func(_ suspectKey, until time.Time) bool { return !now.Before(until) })
+}
+
+// calm makes nothing be told of a backend for d; 0 or less ends that.
+func (w *witness) calm(key suspectKey, d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.quiet[key] = time.Now().Add(d)
+}
+
+func (w *witness) lostSymptoms() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lost
+}
+
+// Symptoms implements dataplane.Witness. Only unanswered connections are seen, after one
+// to two seconds.
+func (d *Dataplane) Symptoms() <-chan lb.Symptom { return d.witness.symptoms }
+
+// Suspect implements dataplane.Witness, as far as calm goes. Rules give a backend a fixed
+// share, and to write them takes as long as it takes the agent to give it weight 0, which
+// it does once a probe has confirmed the symptom: until then the backend keeps its share.
+func (d *Dataplane) Suspect(name lb.ServiceName, backend netip.AddrPort, _ time.Time, calm time.Duration) error {
+	d.witness.calm(suspectKey{name, backend}, calm)
+	return nil
+}
+
+// suspects tells whether a Service's symptoms are wanted.
+func (s *service) suspects() bool { return s.Name.Proto == lb.TCP && s.Terms.Suspect > 0 }
+
+// anySuspects tells whether those of any Service are.
+func (d *Dataplane) anySuspects() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, svc := range d.services {
+		if svc.suspects() {
+			return true
+		}
+	}
+	return false
+}
+
+// suspecting returns the pools of Services whose symptoms are wanted.
+func (d *Dataplane) suspecting() []suspecting {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []suspecting
+	for name, svc := range d.services {
+		if !svc.suspects() {
+			continue
+		}
+		for _, sc := range scopes {
+			if p := svc.Pool(sc); svc.uses(sc) {
+				list = append(list, suspecting{loaded{name, sc, keys(svc.Frontends), p.Backends, p.Table}, svc.Terms.Suspect})
+			}
+		}
+	}
+	return list
+}
+
+var _ dataplane.Witness = (*Dataplane)(nil)

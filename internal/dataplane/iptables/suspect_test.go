@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// TestWitness: connections that nobody answers for a second are told of, once a backend
+// and time, and others are not.
+func TestWitness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		name := lb.ServiceName{Object: lb.Object{Namespace: "ns", Name: "a"}, Proto: lb.TCP, Family: lb.IPv4}
+		web, node := ap("10.96.0.1:80"), ap("0.0.0.0:30080")
+		one, two := ap("10.244.1.1:80"), ap("10.244.1.2:80")
+		list := []suspecting{{suspect: 2 * time.Second, loaded: loaded{
+			name: name, backends: []lb.Backend{{Addr: one}, {Addr: two}},
+			frontends: []lb.FrontendKey{{Addr: web, Proto: lb.TCP}, {Addr: node, Proto: lb.TCP}},
+		}}}
+		var table []flow
+		w := newWitness(func() bool { return len(list) > 0 }, func() []suspecting { return list },
+			func(f lb.Family, _ lb.Proto, each func(flow)) error {
+				for _, fl := range table {
+					if lb.FamilyOf(fl.frontend.Addr()) == f {
+						each(fl)
+					}
+				}
+				return nil
+			})
+		unanswered := func(client string, to, backend string) flow {
+			return flow{proto: lb.TCP, state: tcpSynSent, client: ap(client), frontend: ap(to), backend: ap(backend), id: 1}
+		}
+		step := func(want ...lb.Symptom) {
+			t.Helper()
+			time.Sleep(witnessPeriod)
+			if err := w.tick(time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range want {
+				select {
+				case got := <-w.symptoms:
+					if got != s {
+						t.Errorf("symptom %+v, want %+v", got, s)
+					}
+				default:
+					t.Errorf("no symptom, want %+v", s)
+				}
+			}
+			select {
+			case got := <-w.symptoms:
+				t.Errorf("symptom %+v, want no other", got)
+			default:
+			}
+		}
+		first := lb.Symptom{Service: name, Backend: one, Kind: lb.Unanswered}
+
+		answered := unanswered("10.0.0.1:1003", "10.96.0.1:80", "10.244.1.2:80")
+		answered.replied = true
+		table = []flow{
+			unanswered("10.0.0.1:1001", "10.96.0.1:80", "10.244.1.1:80"), answered,
+			unanswered("10.0.0.1:1004", "10.96.0.9:80", "10.244.1.2:80"), // somebody else's
+		}
+		step()
+		step(first)
+		step() // not again before its time
+		w.calm(suspectKey{name, one}, 10*time.Second)
+		for range 5 {
+			step()
+		}
+		w.calm(suspectKey{name, one}, 0)
+		step(first)
+		table = []flow{unanswered("10.0.0.1:1005", "172.30.0.1:30080", "10.244.1.2:80")}
+		step()
+		step(lb.Symptom{Service: name, Backend: two, Kind: lb.Unanswered})
+		list = nil
+		step()
+		if w.waiting != nil {
+			t.Error("connections are remembered though nobody suspects")
+		}
+	})
+}
