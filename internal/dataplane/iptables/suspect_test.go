@@ -37,24 +37,7 @@ func TestWitness(t *testing.T) {
 		step := func(want ...lb.Symptom) {
 			t.Helper()
 			time.Sleep(witnessPeriod)
-			if err := w.tick(time.Now()); err != nil {
-				t.Fatal(err)
-			}
-			for _, s := range want {
-				select {
-				case got := <-w.symptoms:
-					if got != s {
-						t.Errorf("symptom %+v, want %+v", got, s)
-					}
-				default:
-					t.Errorf("no symptom, want %+v", s)
-				}
-			}
-			select {
-			case got := <-w.symptoms:
-				t.Errorf("symptom %+v, want no other", got)
-			default:
-			}
+			w.tells(t, want...)
 		}
 		first := lb.Symptom{Service: name, Backend: one, Kind: lb.Unanswered}
 
@@ -82,4 +65,27 @@ func TestWitness(t *testing.T) {
 			t.Error("connections are remembered though nobody suspects")
 		}
 	})
+}
+
+// tells reads, and fails unless exactly want is told of.
+func (w *witness) tells(t *testing.T, want ...lb.Symptom) {
+	t.Helper()
+	if err := w.tick(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range want {
+		select {
+		case got := <-w.symptoms:
+			if got != s {
+				t.Errorf("symptom %+v, want %+v", got, s)
+			}
+		default:
+			t.Errorf("no symptom, want %+v", s)
+		}
+	}
+	select {
+	case got := <-w.symptoms:
+		t.Errorf("symptom %+v, want no other", got)
+	default:
+	}
 }
