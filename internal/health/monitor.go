@@ -108,6 +108,7 @@ type watch struct {
 	health   lb.Health // complete
 	backends map[netip.AddrPort]*backend
 	rulings  [2]ruling // of the pools, by lb.Scope
+	local    bool      // the local pool has backends
 	ignored  int       // backends that are ejected in vain
 	muted    bool      // it was told that probes cannot be made
 }

@@ -52,6 +52,7 @@ func (m *Monitor) rule(w *watch) {
 		}
 	}
 	before := w.ignored
+	w.local = len(p.svc.Local.Backends) > 0
 	for i, sc := range scopes {
 		old := w.rulings[i].ignored
 		w.rulings[i] = rule(p.svc.Pool(sc).Backends, votes, &w.health)
@@ -90,7 +91,7 @@ func (w *watch) why(addr netip.AddrPort) string {
 	switch {
 	case cluster == "" && local == "":
 		return ""
-	case cluster == local:
+	case cluster == local, !w.local:
 		return cluster
 	case local == "":
 		return cluster + " in the cluster pool"
