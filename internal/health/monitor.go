@@ -217,7 +217,7 @@ func (m *Monitor) start(now time.Time) (next time.Time, ok bool) {
 // had to pass are told that it has.
 func (m *Monitor) wantsProbe(t *aimed, now time.Time) bool {
 	wants := false
-	for _, b := range slices.Clone(t.backends) { // telling may take it away
+	for _, b := range t.each() {
 		switch {
 		case b.wish.at.After(now):
 		case b.wish.probe:
@@ -263,8 +263,7 @@ func (m *Monitor) settle(now time.Time) {
 // settleOne tells the backends of one probe.
 func (m *Monitor) settleOne(e ending, served map[question]counts, now time.Time) {
 	t, ev := e.aimed, result(e.aimed, e.result)
-	t.busy = false
-	for _, b := range slices.Clone(t.backends) {
+	for _, b := range t.each() {
 		if ev.kind == passed && b.mark.Symptom != 0 && b.sick.After(t.began) {
 			continue // it tells of the time before the symptom
 		}
@@ -274,6 +273,7 @@ func (m *Monitor) settleOne(e ending, served map[question]counts, now time.Time)
 		}
 		m.tell(b, one, now)
 	}
+	t.busy = false
 	m.schedule.plan(t)
 }
 
@@ -344,6 +344,10 @@ func (m *Monitor) tell(b *backend, e event, now time.Time) {
 	m.follow(b, &old, e)
 	if b.wish == (wish{}) {
 		m.drop(b)
+		return
+	}
+	if b.aimed != nil {
+		m.schedule.plan(b.aimed)
 		return
 	}
 	m.schedule.join(b, aimAt(b.addr, &w.health))

@@ -39,6 +39,14 @@ type aimed struct {
 	place    int       // in the queue; -1: it is not there
 }
 
+// each returns the backends of t; some may leave it meanwhile.
+func (t *aimed) each() []*backend {
+	if len(t.backends) == 1 {
+		return t.backends[:1:1]
+	}
+	return slices.Clone(t.backends)
+}
+
 // schedule has the aims in the order in which they are due. It reads no clock.
 type schedule struct {
 	aims  map[aim]*aimed
@@ -47,13 +55,8 @@ type schedule struct {
 
 func newSchedule() schedule { return schedule{aims: map[aim]*aimed{}} }
 
-// join makes b's wish one of those of a, and of no other aim.
+// join makes b's wish one of those of a. It was one of no aim's.
 func (s *schedule) join(b *backend, a aim) {
-	if b.aimed != nil && b.aimed.aim == a {
-		s.plan(b.aimed)
-		return
-	}
-	s.leave(b)
 	t := s.aims[a]
 	if t == nil {
 		t = &aimed{aim: a, place: -1}
