@@ -16,6 +16,7 @@ import (
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/health"
 )
 
 // The exit codes.
@@ -32,7 +33,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run executes the verb that args name and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ(), kernel: realKernel()}
+	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ(), kernel: realKernel(), newProber: health.NewProber}
 	return a.execute(args)
 }
 
@@ -41,6 +42,7 @@ type app struct {
 	stdout, stderr io.Writer
 	environ        []string
 	kernel         kernel
+	newProber      func(health.ProberOptions) health.Prober
 	entered        bool // a verb has begun: the command line was right
 }
 

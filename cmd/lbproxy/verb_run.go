@@ -23,6 +23,7 @@ import (
 	"github.com/lbproxy/lbproxy/internal/config"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/endpoints"
+	"github.com/lbproxy/lbproxy/internal/health"
 	"github.com/lbproxy/lbproxy/internal/server"
 )
 
@@ -101,6 +102,8 @@ type node struct {
 	other    *switchover
 	src      *source
 	agent    *agent.Agent
+	monitor  *health.Monitor
+	filter   *health.Filter // what the agent takes
 	servers  []*server.Server
 	checks   *server.ServiceHealth
 	eligible server.Eligibility
@@ -131,13 +134,14 @@ func (a *app) newNode(
 		checks.Reporter = src.events
 	}
 	n.checks = server.NewServiceHealth(checks)
+	n.monitor, n.filter = newMonitor(cfg, a.newProber(proberOptions(cfg)), src, dp, log)
 	var err error
 	if n.agent, err = agent.New(n.agentOptions(metrics, log)); err != nil {
 		return nil, err
 	}
 	configz := func() any { return map[string]any{"lbproxy": loader.Fields(), "sources": loader.Sources()} }
-	health := server.HealthHandler(n.health, metrics.Answered)
-	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, health, log)
+	answers := server.HealthHandler(n.health, metrics.Answered)
+	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
 	numbers := server.MetricsHandler(metrics.Gatherer(), chosen.dataplane, configz, log)
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, numbers, log)
 	own.tell(n.eligible.SetNode)
@@ -166,7 +170,7 @@ func (n *node) tellStart(log *slog.Logger) {
 
 func (n *node) agentOptions(metrics *server.Metrics, log *slog.Logger) agent.Options {
 	opts := agent.Options{
-		Source:      n.src.store,
+		Source:      n.filter,
 		Dataplane:   observed(n.dp, observer{n.told, n.approx.note, n.other.synced, metrics.ObserveSync}),
 		Loads:       n.dp,
 		Log:         log,
@@ -202,6 +206,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.dp.Run(ctx) })
 	g.Go(func() error { return n.other.run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
+	g.Go(func() error { return n.monitor.Run(ctx) })
 	g.Go(func() error { return n.src.run(ctx) })
 	g.Go(func() error { return n.checks.Run(ctx) })
 	g.Go(func() error { return trim(ctx) })

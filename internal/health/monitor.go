@@ -285,7 +285,7 @@ func (m *Monitor) ask(list []ending) map[question]counts {
 	var questions []question
 	m.mu.Lock()
 	for _, e := range list {
-		if !unreached(e.result.Err) {
+		if !unreached(e.aimed.probe.Kind, e.result.Err) {
 			continue
 		}
 		for _, b := range e.aimed.backends {

@@ -3,6 +3,7 @@
 package health
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -370,6 +371,7 @@ func TestBlocked(t *testing.T) {
 		{"never healthy, some failed", errRefused, false, counts{10, 1, true}, counts{20, 1, true}, "ejected"},
 		{"never healthy, none", errRefused, false, counts{0, 0, true}, counts{0, 0, true}, "ejected"},
 		{"it is reached", errStatus, true, counts{10, 0, true}, counts{20, 0, true}, "ejected"},
+		{"it is reached and silent", errors.New("http: no answer within 1s"), true, counts{10, 0, true}, counts{20, 0, true}, "ejected"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, func(r *monitorRig) {
@@ -377,7 +379,9 @@ func TestBlocked(t *testing.T) {
 				if !tc.proven {
 					r.prober.set(tc.err, addr(0))
 				}
-				r.src.put(change(service("web", 2, probeTCP())))
+				h := probeTCP()
+				h.Probe.Kind = lb.ProbeHTTP
+				r.src.put(change(service("web", 2, h)))
 				if tc.proven {
 					r.wait(10 * time.Second)
 					r.prober.set(tc.err, addr(0))

@@ -18,10 +18,14 @@ import (
 const answerTime = 1500 * time.Millisecond
 
 // unreached tells whether a probe failed because it could not connect: refused, or not
-// answered. That is what a network does that forbids it.
-func unreached(err error) bool {
+// answered. That is what a network does that forbids it. A TCP probe does nothing but
+// connect.
+func unreached(kind lb.ProbeKind, err error) bool {
 	var op *net.OpError
-	return errors.Is(err, ErrUnreached) || errors.As(err, &op) && op.Op == "dial" ||
+	if err == nil || errors.Is(err, ErrCannot) || errors.Is(err, context.Canceled) {
+		return false
+	}
+	return kind == lb.ProbeTCP || errors.Is(err, ErrUnreached) || errors.As(err, &op) && op.Op == "dial" ||
 		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 }
 
@@ -80,7 +84,7 @@ func result(t *aimed, r Result) event {
 	case errors.Is(r.Err, ErrCannot), errors.Is(r.Err, context.Canceled):
 		e.kind = mute
 	default:
-		e.kind, e.unreached = failed, unreached(r.Err)
+		e.kind, e.unreached = failed, unreached(t.probe.Kind, r.Err)
 	}
 	e.reason = r.Err.Error()
 	return e
