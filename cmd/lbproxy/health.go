@@ -35,6 +35,14 @@ func proberOptions(config.Config) health.ProberOptions {
 	return health.ProberOptions{UserAgent: "lbproxy/" + version}
 }
 
+// prober returns what probes.
+func (a *app) prober(cfg config.Config) health.Prober {
+	if a.newProber == nil {
+		return health.NewProber(proberOptions(cfg))
+	}
+	return a.newProber(proberOptions(cfg))
+}
+
 // newMonitor returns what watches the backends that dp serves, and makes it the agent's
 // source.
 func newMonitor(cfg config.Config, prober health.Prober, src *source, dp plane, log *slog.Logger) (*health.Monitor, *health.Filter) {

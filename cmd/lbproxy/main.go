@@ -33,7 +33,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run executes the verb that args name and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ(), kernel: realKernel(), newProber: health.NewProber}
+	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ(), kernel: realKernel()}
 	return a.execute(args)
 }
 
@@ -42,8 +42,8 @@ type app struct {
 	stdout, stderr io.Writer
 	environ        []string
 	kernel         kernel
-	newProber      func(health.ProberOptions) health.Prober
-	entered        bool // a verb has begun: the command line was right
+	newProber      func(health.ProberOptions) health.Prober // nil: health.NewProber
+	entered        bool                                     // a verb has begun: the command line was right
 }
 
 // usageError is something wrong with what the user said, not with the node.

@@ -134,7 +134,7 @@ func (a *app) newNode(
 		checks.Reporter = src.events
 	}
 	n.checks = server.NewServiceHealth(checks)
-	n.monitor, n.filter = newMonitor(cfg, a.newProber(proberOptions(cfg)), src, dp, log)
+	n.monitor, n.filter = newMonitor(cfg, a.prober(cfg), src, dp, log)
 	var err error
 	if n.agent, err = agent.New(n.agentOptions(metrics, log)); err != nil {
 		return nil, err
