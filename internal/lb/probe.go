@@ -25,10 +25,10 @@ const (
 	MaxGRPCService = 253  // bytes
 )
 
-// ParseProbeKind reads none, tcp, http, https, grpc or exec, in any case of letters.
+// ParseProbeKind reads none, tcp, http, https, grpc or exec.
 func ParseProbeKind(text string) (ProbeKind, error) {
 	for k := ProbeNone; k <= ProbeExec; k++ {
-		if strings.EqualFold(text, k.String()) {
+		if text == k.String() {
 			return k, nil
 		}
 	}

@@ -10,13 +10,13 @@ import (
 
 func TestParseProbeKind(t *testing.T) {
 	for in, want := range map[string]ProbeKind{
-		"none": ProbeNone, "tcp": ProbeTCP, "HTTP": ProbeHTTP, "https": ProbeHTTPS, "gRPC": ProbeGRPC, "exec": ProbeExec,
+		"none": ProbeNone, "tcp": ProbeTCP, "http": ProbeHTTP, "https": ProbeHTTPS, "grpc": ProbeGRPC, "exec": ProbeExec,
 	} {
 		if got, err := ParseProbeKind(in); got != want || err != nil {
 			t.Errorf("ParseProbeKind(%q) = %v, %v, want %v", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"", "default", "ping", " tcp", "probe-9"} {
+	for _, in := range []string{"", "default", "ping", " tcp", "HTTP", "probe-9"} {
 		if got, err := ParseProbeKind(in); err == nil {
 			t.Errorf("ParseProbeKind(%q) = %v, want an error", in, got)
 		}
