@@ -23,6 +23,7 @@ import (
 	"github.com/lbproxy/lbproxy/internal/config"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/endpoints"
+	"github.com/lbproxy/lbproxy/internal/health"
 	"github.com/lbproxy/lbproxy/internal/server"
 )
 
@@ -102,9 +103,13 @@ type node struct {
 	src      *source
 	agent    *agent.Agent
 	servers  []*server.Server
+	control  *server.Control // nil: there is no state directory
 	checks   *server.ServiceHealth
 	eligible server.Eligibility
 	told     <-chan struct{} // closed when everybody has heard of the own Node
+
+	verdicts    func() []health.Verdict   // nil: nothing is watched
+	healthStats func() server.HealthStats // of the same
 }
 
 func (a *app) newNode(
@@ -120,6 +125,7 @@ func (a *app) newNode(
 		Status:       n.status,
 		Problems:     func() map[server.Problem]int { return countProblems(src.store.Problems()) },
 		Approximated: approx.count,
+		Health:       n.healthNumbers,
 	})
 	checks := server.ServiceHealthOptions{
 		Healthy: func() bool { return n.health().Live() },
@@ -136,10 +142,13 @@ func (a *app) newNode(
 		return nil, err
 	}
 	configz := func() any { return map[string]any{"lbproxy": loader.Fields(), "sources": loader.Sources()} }
-	health := server.HealthHandler(n.health, metrics.Answered)
-	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, health, log)
+	answers := server.HealthHandler(n.health, metrics.Answered)
+	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
 	numbers := server.MetricsHandler(metrics.Gatherer(), chosen.dataplane, configz, log)
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, numbers, log)
+	if cfg.StateDir != "" {
+		n.control = &server.Control{Dir: cfg.StateDir, Verdicts: n.tell, Log: log}
+	}
 	own.tell(n.eligible.SetNode)
 	own.tell(n.checks.SetNode)
 	if dp, ok := dp.(dataplane.NodeSetter); ok {
@@ -207,6 +216,9 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return trim(ctx) })
 	for _, s := range n.servers {
 		g.Go(func() error { return s.Run(ctx) })
+	}
+	if n.control != nil {
+		g.Go(func() error { return n.control.Run(ctx) })
 	}
 	return g.Wait()
 }
