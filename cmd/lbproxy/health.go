@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -12,27 +13,20 @@ import (
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/health"
 	"github.com/lbproxy/lbproxy/internal/lb"
+	"github.com/lbproxy/lbproxy/internal/server"
 )
 
 // healthDefaults returns how the backends of Services are watched that do not say it.
-func healthDefaults(config.Config) lb.Health {
-	return lb.Health{
-		Probe:        lb.Probe{Kind: lb.ProbeNone, Timeout: time.Second, Path: "/", Expect: "200-399"},
-		Interval:     5 * time.Second,
-		FastInterval: time.Second,
-		Grace:        -1,
-		Rise:         1,
-		Fall:         3,
-		Passive:      lb.SwitchOn,
-		MaxEjected:   30,
-		Panic:        25,
-		Drain:        lb.SwitchOff,
-	}
-}
+func healthDefaults(cfg config.Config) lb.Health { return cmp.Or(cfg.Health, lb.DefaultHealth()) }
 
 // proberOptions picks what concerns probes.
-func proberOptions(config.Config) health.ProberOptions {
-	return health.ProberOptions{UserAgent: "lbproxy/" + version}
+func proberOptions(cfg config.Config) health.ProberOptions {
+	return health.ProberOptions{
+		UserAgent:   "lbproxy/" + version,
+		ScriptDir:   cfg.Scripts.Dir,
+		ScriptUser:  cfg.Scripts.User.UID,
+		ScriptGroup: cfg.Scripts.User.GID,
+	}
 }
 
 // prober returns what probes.
@@ -43,23 +37,39 @@ func (a *app) prober(cfg config.Config) health.Prober {
 	return a.newProber(proberOptions(cfg))
 }
 
-// newMonitor returns what watches the backends that dp serves, and makes it the agent's
-// source.
-func newMonitor(cfg config.Config, prober health.Prober, src *source, dp plane, log *slog.Logger) (*health.Monitor, *health.Filter) {
+// watch makes what watches the backends that n serves, and what the agent takes from it.
+func (n *node) watch(prober health.Prober, metrics *server.Metrics, log *slog.Logger) {
 	opts := health.Options{
 		Prober:   prober,
-		Defaults: healthDefaults(cfg),
-		Served:   newServed(dp.Stats).of,
+		Defaults: healthDefaults(n.cfg),
+		Served:   newServed(n.dp.Stats).of,
+		Observe:  probeObserver(metrics),
 		Log:      log,
 	}
-	if witness, ok := dp.(dataplane.Witness); ok {
+	if witness, ok := n.dp.(dataplane.Witness); ok {
 		opts.Kernel = witness
 	}
-	if src.events != nil {
-		opts.Reporter = src.events
+	if n.src.events != nil {
+		opts.Reporter = n.src.events
 	}
-	m := health.NewMonitor(opts)
-	return m, m.Filter(src.store)
+	n.monitor = health.NewMonitor(opts)
+	n.filter = n.monitor.Filter(n.src.store)
+	n.verdicts = n.monitor.Verdicts
+	n.healthStats = func() server.HealthStats { return statsOf(n.monitor.Stats()) }
+}
+
+// statsOf returns s as metrics have it.
+func statsOf(s health.Stats) server.HealthStats {
+	out := server.HealthStats{
+		Backends: map[string]int{}, Transitions: map[[2]string]uint64{}, Ejections: s.Ejections, Ignored: s.Ignored,
+	}
+	for state, n := range s.Backends {
+		out.Backends[state.String()] = n
+	}
+	for change, n := range s.Transitions {
+		out.Transitions[[2]string{change[0].String(), change[1].String()}] = n
+	}
+	return out
 }
 
 // servedFor is how old what served tells may be: reading all counters takes time where

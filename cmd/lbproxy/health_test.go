@@ -7,14 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/lbproxy/lbproxy/internal/config"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/health"
 	"github.com/lbproxy/lbproxy/internal/lb"
+	"github.com/lbproxy/lbproxy/internal/server"
 )
 
 // fakeProber finds every backend refused.
@@ -77,6 +80,35 @@ func TestHealthIsWired(t *testing.T) {
 		cancel()
 		all.Wait()
 	})
+}
+
+// TestHealthOptions: what the configuration says of health arrives.
+func TestHealthOptions(t *testing.T) {
+	cfg := config.Default()
+	cfg.Health.Interval = 7 * time.Second
+	cfg.Scripts = config.ScriptsConfig{Dir: "/scripts", User: config.User{UID: 5, GID: 6}}
+	if got := healthDefaults(cfg); got != cfg.Health {
+		t.Errorf("defaults %+v, want %+v", got, cfg.Health)
+	}
+	o := proberOptions(cfg)
+	if o.ScriptDir != "/scripts" || o.ScriptUser != 5 || o.ScriptGroup != 6 || o.UserAgent != "lbproxy/"+version {
+		t.Errorf("options of the prober: %+v", o)
+	}
+	stats := statsOf(health.Stats{
+		Backends:    map[health.State]int{health.Healthy: 2},
+		Transitions: map[[2]health.State]uint64{{health.Suspect, health.Ejected}: 3},
+		Ejections:   map[string]uint64{"reset": 4},
+		Ignored:     5,
+	})
+	want := server.HealthStats{
+		Backends:    map[string]int{"healthy": 2},
+		Transitions: map[[2]string]uint64{{"suspect", "ejected"}: 3},
+		Ejections:   map[string]uint64{"reset": 4},
+		Ignored:     5,
+	}
+	if !reflect.DeepEqual(stats, want) {
+		t.Errorf("stats %+v, want %+v", stats, want)
+	}
 }
 
 // TestServed: counters are read at most every half a second, and what is not counted is

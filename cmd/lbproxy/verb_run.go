@@ -105,9 +105,13 @@ type node struct {
 	monitor  *health.Monitor
 	filter   *health.Filter // what the agent takes
 	servers  []*server.Server
+	control  *server.Control // nil: there is no state directory
 	checks   *server.ServiceHealth
 	eligible server.Eligibility
 	told     <-chan struct{} // closed when everybody has heard of the own Node
+
+	verdicts    func() []health.Verdict
+	healthStats func() server.HealthStats
 }
 
 func (a *app) newNode(
@@ -123,6 +127,7 @@ func (a *app) newNode(
 		Status:       n.status,
 		Problems:     func() map[server.Problem]int { return countProblems(src.store.Problems()) },
 		Approximated: approx.count,
+		Health:       n.healthNumbers,
 	})
 	checks := server.ServiceHealthOptions{
 		Healthy: func() bool { return n.health().Live() },
@@ -134,7 +139,7 @@ func (a *app) newNode(
 		checks.Reporter = src.events
 	}
 	n.checks = server.NewServiceHealth(checks)
-	n.monitor, n.filter = newMonitor(cfg, a.prober(cfg), src, dp, log)
+	n.watch(a.prober(cfg), metrics, log)
 	var err error
 	if n.agent, err = agent.New(n.agentOptions(metrics, log)); err != nil {
 		return nil, err
@@ -144,6 +149,9 @@ func (a *app) newNode(
 	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
 	numbers := server.MetricsHandler(metrics.Gatherer(), chosen.dataplane, configz, log)
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, numbers, log)
+	if cfg.StateDir != "" {
+		n.control = &server.Control{Dir: cfg.StateDir, Verdicts: n.tell, Log: log}
+	}
 	own.tell(n.eligible.SetNode)
 	own.tell(n.checks.SetNode)
 	if dp, ok := dp.(dataplane.NodeSetter); ok {
@@ -212,6 +220,9 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return trim(ctx) })
 	for _, s := range n.servers {
 		g.Go(func() error { return s.Run(ctx) })
+	}
+	if n.control != nil {
+		g.Go(func() error { return n.control.Run(ctx) })
 	}
 	return g.Wait()
 }
