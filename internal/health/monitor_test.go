@@ -3,8 +3,10 @@
 package health
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -575,6 +577,63 @@ func TestMillion(t *testing.T) {
 		s := r.m.Stats()
 		if len(s.Ejections) != 0 || s.Backends[Healthy] != backends || s.Transitions[[2]State{Healthy, Suspect}] != 0 {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestFull: what a full result does not name is gone.
+func TestFull(t *testing.T) {
+	bubble(t, func(r *monitorRig) {
+		r.src.put(change(service("web", 2, probeTCP())), change(service("other", 2, probeTCP())))
+		r.wait(10 * time.Second)
+		r.src.mu.Lock()
+		r.src.started = false // the next one is full
+		r.src.mu.Unlock()
+		r.src.put(change(service("web", 2, probeTCP())))
+		r.wait(time.Second)
+		if v := r.m.Verdicts(); len(v) != 2 || v[0].Service.Name != "web" || len(r.m.objects) != 1 {
+			t.Errorf("%+v", v)
+		}
+	})
+}
+
+// TestGone: a backend that leaves is forgotten, with what was known of it.
+func TestGone(t *testing.T) {
+	bubble(t, func(r *monitorRig) {
+		r.prober.set(errStatus, addr(2))
+		r.src.put(change(service("web", 3, probeTCP())))
+		r.wait(30 * time.Second)
+		r.wantState("web", addr(2), "ejected")
+		r.src.put(change(service("web", 2, probeTCP())))
+		r.wait(time.Second)
+		r.wantState("web", addr(2), "")
+		r.src.put(change(service("web", 3, probeTCP())))
+		r.wait(time.Millisecond)
+		r.wantState("web", addr(2), "unknown")
+		r.wantWeights("web", 100, 100, 100)
+	})
+}
+
+// silentProber never calls done, against its contract.
+type silentProber struct{ idleProber }
+
+func (*silentProber) Start(Target, func(Result)) {}
+
+// TestMonitorEnds although a prober loses probes.
+func TestMonitorEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := &fakeSource{wake: make(chan struct{}, 1)}
+		m := NewMonitor(Options{Prober: &silentProber{}, Defaults: testDefaults(), Log: slog.New(slog.DiscardHandler)})
+		f := m.Filter(src)
+		src.put(change(service("web", 2, probeTCP())))
+		f.Take()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- m.Run(ctx) }()
+		<-time.After(time.Minute)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	})
 }
