@@ -3,132 +3,137 @@
 package health
 
 import (
+	"bufio"
 	"context"
 	"fmt"
-	"log/slog"
+	"io"
+	"net"
+	"net/http"
 	"net/netip"
-	"runtime"
+	"os"
+	"os/exec"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
-// directSource hands on what it is given, without a lock.
-type directSource struct {
-	next    []lb.Change
-	started bool
-}
+// benchServer makes this test's program a server of its own, so that only the prober's CPU
+// time is measured: for connections ("tcp") or for GET ("http").
+const benchServer = "LBPROXY_TEST_BENCH_SERVER"
 
-func (s *directSource) Dirty() <-chan struct{} { return nil }
-
-func (s *directSource) Take() ([]lb.Change, bool) {
-	next, full := s.next, !s.started
-	s.next, s.started = nil, true
-	return next, full
-}
-
-// idleProber ends every probe at once.
-type idleProber struct{ probes int }
-
-func (p *idleProber) Start(_ Target, done func(Result)) {
-	p.probes++
-	done(Result{})
-}
-
-func (p *idleProber) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
-}
-
-const benchServices, benchBackends = 10_000, 10
-
-func benchService(i int) *lb.Service {
-	svc := service(fmt.Sprint("s", i), benchBackends, lb.Health{})
-	for j := range svc.Cluster.Backends {
-		n := i*benchBackends + j
-		svc.Cluster.Backends[j].Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}), 80)
+func TestMain(m *testing.M) {
+	kind := os.Getenv(benchServer)
+	if kind == "" {
+		os.Exit(m.Run())
 	}
-	return svc
-}
-
-// benchFilter returns a Filter of 10,000 Services with 10 backends each, taken once.
-func benchFilter(p Prober, d lb.Health) (*Filter, *directSource) {
-	src := &directSource{}
-	f := NewMonitor(Options{Prober: p, Defaults: d, Log: slog.New(slog.DiscardHandler)}).Filter(src)
-	for i := range benchServices {
-		src.next = append(src.next, change(benchService(i)))
+	l, err := net.Listen("tcp4", "0.0.0.0:0")
+	if err != nil {
+		panic(err)
 	}
-	f.Take()
-	return f, src
+	fmt.Fprintln(os.Stdout, l.Addr().(*net.TCPAddr).Port)
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0) // who has started it has ended
+	}()
+	if kind == "http" {
+		panic(http.Serve(l, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			panic(err)
+		}
+		conn.Close()
+	}
 }
 
-// BenchmarkChange is one endpoint change among 100,000 backends that are not probed: what
-// the Filter adds to it.
-func BenchmarkChange(b *testing.B) {
-	for _, passive := range []lb.Switch{lb.SwitchOff, lb.SwitchOn} {
-		b.Run("passive="+fmt.Sprint(passive == lb.SwitchOn), func(b *testing.B) {
-			d := testDefaults()
-			d.Passive = passive
-			f, src := benchFilter(&idleProber{}, d)
-			one := [2][]lb.Change{{change(benchService(777))}, {change(benchService(777))}}
-			b.ReportAllocs()
-			i := 0
-			for b.Loop() {
-				src.next = one[i&1]
-				i++
-				if got, _ := f.Take(); len(got) != 1 {
-					b.Fatal(len(got))
-				}
+// benchmark probes 10,000 endpoints, a hundred each 10 ms, b.N times. It reports the CPU
+// time of this process for 10,000 probes, which on loopback has both ends' handshakes in it.
+func benchmark(b *testing.B, server string, probe lb.Probe) {
+	const endpoints, step = 10_000, 100
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), benchServer+"="+server)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	defer stdin.Close()
+	var port uint16
+	if _, err := fmt.Fscan(bufio.NewReader(stdout), &port); err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	p := NewProber(ProberOptions{Refuse: everywhere})
+	ran := make(chan error)
+	go func() { ran <- p.Run(ctx) }()
+	defer func() { cancel(); <-ran }()
+	targets := make([]Target, endpoints)
+	for i := range targets {
+		addr := netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)})
+		targets[i] = Target{Addr: netip.AddrPortFrom(addr, port), Probe: probe, Service: lb.ServiceName{Object: lb.Object{Namespace: "bench", Name: fmt.Sprint(i / 10)}}}
+	}
+	var failed error
+	var mu sync.Mutex
+	var took time.Duration
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	before := cpuTime(b)
+	for b.Loop() {
+		var all sync.WaitGroup
+		all.Add(endpoints)
+		for i := range targets {
+			if i%step == 0 {
+				<-tick.C
 			}
-		})
-	}
-}
-
-// BenchmarkMemory is what 100,000 backends cost that nobody watches, and that are probed.
-func BenchmarkMemory(b *testing.B) {
-	for _, kind := range []lb.ProbeKind{lb.ProbeNone, lb.ProbeTCP} {
-		b.Run(kind.String(), func(b *testing.B) {
-			d := testDefaults()
-			d.Probe.Kind = kind
-			for b.Loop() {
-				var before, after runtime.MemStats
-				src := &directSource{}
-				for i := range benchServices {
-					src.next = append(src.next, change(benchService(i)))
+			p.Start(targets[i], func(r Result) {
+				defer all.Done()
+				mu.Lock()
+				defer mu.Unlock()
+				took = max(took, r.Took)
+				if r.Err != nil {
+					failed = r.Err
 				}
-				runtime.GC()
-				runtime.ReadMemStats(&before)
-				f := NewMonitor(Options{Prober: &idleProber{}, Defaults: d, Log: slog.New(slog.DiscardHandler)}).Filter(src)
-				kept, _ := f.Take()
-				runtime.GC()
-				runtime.ReadMemStats(&after)
-				b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/benchServices/benchBackends, "B/backend")
-				runtime.KeepAlive(kept)
-				runtime.KeepAlive(f)
-			}
-		})
+			})
+		}
+		all.Wait()
+	}
+	b.ReportMetric((cpuTime(b)-before).Seconds()/float64(b.N), "cpu-s/10k-probes")
+	b.ReportMetric(float64(took.Microseconds())/1000, "ms-longest")
+	if failed != nil {
+		b.Error(failed)
 	}
 }
 
-// BenchmarkProbe is what the Monitor itself costs for a probe of one of 10,000 targets.
-func BenchmarkProbe(b *testing.B) {
-	p := &idleProber{}
-	d := testDefaults()
-	d.Probe.Kind, d.Interval = lb.ProbeTCP, time.Second
-	src := &directSource{}
-	m := NewMonitor(Options{Prober: p, Defaults: d, Log: slog.New(slog.DiscardHandler)})
-	f := m.Filter(src)
-	for i := range benchServices / 10 {
-		src.next = append(src.next, change(benchService(i)))
+func cpuTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
 	}
-	f.Take()
-	now := time.Now()
-	b.ReportAllocs()
-	b.ResetTimer()
-	for p.probes < b.N {
-		now = now.Add(time.Millisecond)
-		m.start(now)
-		m.settle(now)
-	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkTCP: 10,000 endpoints each second are to cost less than half a core, so at most
+// 0.5 cpu-s/10k-probes.
+func BenchmarkTCP(b *testing.B) {
+	benchmark(b, "tcp", lb.Probe{Kind: lb.ProbeTCP, Timeout: time.Second})
+}
+
+func BenchmarkHTTP(b *testing.B) {
+	benchmark(b, "http", lb.Probe{Kind: lb.ProbeHTTP, Timeout: time.Second, Path: "/", Expect: "200"})
 }
