@@ -156,7 +156,7 @@ func (m *Monitor) forget(o *object) {
 		m.unwatch(&o.ports[i])
 	}
 	delete(m.objects, o.name)
-	delete(m.limits, o.name)
+	delete(m.budgets, o.name)
 }
 
 // note takes note of the present state of an object. fresh says that backends which were

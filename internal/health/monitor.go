@@ -65,7 +65,7 @@ type Monitor struct {
 	schedule schedule
 	touched  map[*watch]bool // to be ruled anew
 	news     []news          // to be told when the lock is released
-	limits   limits
+	budgets  budgets
 	stats    Stats
 
 	dirtyObjects []*object // whose dirty is set, and maybe others
@@ -135,7 +135,7 @@ func NewMonitor(o Options) *Monitor {
 		objects:  map[lb.Object]*object{},
 		schedule: newSchedule(),
 		touched:  map[*watch]bool{},
-		limits:   limits{},
+		budgets:  budgets{},
 		stats: Stats{
 			Backends:    map[State]int{},
 			Transitions: map[[2]State]uint64{},

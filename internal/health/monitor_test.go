@@ -115,7 +115,7 @@ func TestNothingKept(t *testing.T) {
 		r.src.put(lb.Change{Object: shopName("web", 0).Object})
 		r.wait(2 * time.Second)
 		check("it went")
-		if n := len(r.m.objects) + len(r.m.limits); n != 0 {
+		if n := len(r.m.objects) + len(r.m.budgets); n != 0 {
 			t.Errorf("%d objects are kept", n)
 		}
 	})
@@ -419,7 +419,7 @@ func TestCannot(t *testing.T) {
 
 // TestEventLimit: a Service has 10 Events at once and then one a minute.
 func TestEventLimit(t *testing.T) {
-	l, now := limits{}, epoch
+	l, now := budgets{}, epoch
 	allowed := 0
 	for range 600 { // 10 minutes
 		for range 3 {

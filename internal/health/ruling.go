@@ -130,14 +130,14 @@ func (p *port) makeOut(h *lb.Health) {
 	p.out = &out
 }
 
-// limit is how many more Events a Service may have.
-type limit struct {
+// budget is how many more Events a Service may have.
+type budget struct {
 	left float64
 	at   time.Time
 }
 
-// limits limits the Events of Services: 10 at once, and then one a minute.
-type limits map[lb.Object]limit
+// budgets limit the Events of Services: 10 at once, and then one a minute.
+type budgets map[lb.Object]budget
 
 const (
 	eventBurst  = 10
@@ -145,10 +145,10 @@ const (
 )
 
 // allow tells whether obj may have an Event now.
-func (l limits) allow(obj lb.Object, now time.Time) bool {
+func (l budgets) allow(obj lb.Object, now time.Time) bool {
 	one, ok := l[obj]
 	if !ok {
-		one = limit{eventBurst, now}
+		one = budget{eventBurst, now}
 	}
 	one.left = min(one.left+float64(now.Sub(one.at))/float64(eventPeriod), eventBurst)
 	one.at = now

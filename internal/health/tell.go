@@ -75,7 +75,7 @@ func (m *Monitor) follow(b *backend, old *mark, e event) {
 func (m *Monitor) event(w *watch, backend netip.AddrPort, reason string, warning bool, text string) {
 	m.news = append(m.news, news{
 		watch: w, backend: backend, reason: reason, text: text, warning: warning,
-		allowed: m.limits.allow(w.name.Object, time.Now()),
+		allowed: m.budgets.allow(w.name.Object, time.Now()),
 	})
 }
 
