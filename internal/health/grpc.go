@@ -26,11 +26,12 @@ const (
 // askGRPC probes by the gRPC health protocol, without TLS: SERVING is healthy.
 // Source: github.com/grpc/grpc, doc/health-checking.md.
 func (p *prober) askGRPC(ctx context.Context, t Target) error {
+	w := wayOf(ctx)
 	failed := make(chan error, 1) // to connect; grpc tells only its text
 	conn, err := grpc.NewClient("passthrough:///"+t.Addr.String(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			conn, err := dialOnce(ctx, t)
+			conn, err := dialOnce(ctx, w, t)
 			if err != nil {
 				select {
 				case failed <- err:

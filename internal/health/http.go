@@ -103,7 +103,7 @@ func (p *prober) transport(t Target) *http.Transport {
 		name = t.Addr.Addr().String()
 	}
 	return &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialOnce(ctx, t) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialOnce(ctx, wayOf(ctx), t) },
 		TLSClientConfig: &tls.Config{
 			ServerName:         name,
 			RootCAs:            p.o.Roots,
@@ -117,12 +117,14 @@ func (p *prober) transport(t Target) *http.Transport {
 
 // dialOnce connects to the backend. Closing resets the connection, if the backend has not
 // closed it: nothing of it stays on this node.
-func dialOnce(ctx context.Context, t Target) (net.Conn, error) {
+func dialOnce(ctx context.Context, w *way, t Target) (net.Conn, error) {
+	w.begun.Store(true)
 	dialer := net.Dialer{KeepAlive: -1}
 	conn, err := dialer.DialContext(ctx, "tcp", t.Addr.String())
 	if err != nil {
 		return nil, err
 	}
+	w.made.Store(true)
 	if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
 		conn.Close()
 		return nil, err

@@ -4,7 +4,9 @@ package health
 
 import (
 	"context"
+	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -159,10 +161,29 @@ func (p *places) run(ctx context.Context, probe probeFunc) error {
 	return nil
 }
 
+// way is how far a probe has come.
+type way struct {
+	begun atomic.Bool // to connect
+	made  atomic.Bool // a connection
+}
+
+// wayKey has the *way of a probe in its context.
+type wayKey struct{}
+
+// wayOf returns the way of the probe whose context ctx comes from.
+func wayOf(ctx context.Context) *way {
+	if w, ok := ctx.Value(wayKey{}).(*way); ok {
+		return w
+	}
+	return &way{} // nobody's
+}
+
 // run probes, at most for the time that the probe has.
 func (j job) run(ctx context.Context, probe probeFunc) {
 	limited, cancel := context.WithTimeout(ctx, j.t.Probe.Timeout)
 	defer cancel()
+	var w way
+	limited = context.WithValue(limited, wayKey{}, &w)
 	start := time.Now()
 	probe(limited, j.t, func(err error) {
 		took := time.Since(start)
@@ -172,6 +193,9 @@ func (j job) run(ctx context.Context, probe probeFunc) {
 			err = errEnded
 		case limited.Err() != nil: // whatever it says: it did not come in time
 			err = context.DeadlineExceeded
+			if w.begun.Load() && !w.made.Load() {
+				err = fmt.Errorf("%w: %w", ErrUnreached, err)
+			}
 		}
 		j.end(err, took)
 	})

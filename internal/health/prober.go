@@ -170,9 +170,12 @@ const lateness = 250 * time.Millisecond
 // end calls done.
 func (j job) end(err error, took time.Duration) {
 	if errors.Is(err, context.DeadlineExceeded) {
-		if took > j.t.Probe.Timeout+lateness {
+		switch {
+		case took > j.t.Probe.Timeout+lateness:
 			err = fmt.Errorf("%w: this node was too busy", ErrCannot)
-		} else {
+		case errors.Is(err, ErrUnreached):
+			err = fmt.Errorf("%w: no answer within %s", ErrUnreached, j.t.Probe.Timeout)
+		default:
 			err = fmt.Errorf("no answer within %s", j.t.Probe.Timeout)
 		}
 	}
