@@ -14,6 +14,7 @@ import (
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
+	"github.com/lbproxy/lbproxy/internal/server"
 )
 
 // list is something to show, as items for programs and rows for people.
@@ -108,6 +109,7 @@ func addresses(fes []dataplane.FrontendView) string {
 type backendItem struct {
 	Service string `json:"service"`
 	dataplane.BackendView
+	Health *server.Verdict `json:"health,omitempty"` // none: it is not watched, or no agent runs
 }
 
 // counterHeader and counters are the columns that say how a backend fares.
@@ -143,10 +145,10 @@ func latency(d time.Duration) string {
 	return d.String()
 }
 
-func listBackends(svcs []named) list {
+func listBackends(svcs []named, known opinions) list {
 	l := list{
 		what:   "backends",
-		header: slices.Concat(nameHeader, []string{"BACKEND"}, counterHeader),
+		header: slices.Concat(nameHeader, []string{"BACKEND"}, counterHeader, []string{"HEALTH"}),
 	}
 	items := []backendItem{}
 	for _, s := range svcs {
@@ -154,8 +156,9 @@ func listBackends(svcs []named) list {
 			return cmp.Or(compareAddresses(a.Address, b.Address), strings.Compare(a.State, b.State))
 		})
 		for _, b := range bs {
-			items = append(items, backendItem{s.ServiceView.Name, b})
-			l.rows = append(l.rows, slices.Concat(nameCells(s.ServiceName), []string{b.Address}, counters(b)))
+			health := known.of(s.ServiceView.Name, b.Address)
+			items = append(items, backendItem{s.ServiceView.Name, b, health})
+			l.rows = append(l.rows, slices.Concat(nameCells(s.ServiceName), []string{b.Address}, counters(b), []string{oneCell(opinion(health))}))
 		}
 	}
 	l.items = items

@@ -10,12 +10,15 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/health"
+	"github.com/lbproxy/lbproxy/internal/server"
 )
 
 // The exit codes.
@@ -32,7 +35,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run executes the verb that args name and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ(), kernel: realKernel()}
+	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ(), kernel: realKernel(), ask: server.AskHealth, now: time.Now}
 	return a.execute(args)
 }
 
@@ -41,7 +44,10 @@ type app struct {
 	stdout, stderr io.Writer
 	environ        []string
 	kernel         kernel
-	entered        bool // a verb has begun: the command line was right
+	ask            asker
+	now            func() time.Time
+	newProber      func(health.ProberOptions) health.Prober // nil: health.NewProber
+	entered        bool                                     // a verb has begun: the command line was right
 }
 
 // usageError is something wrong with what the user said, not with the node.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/dataplane/ebpf"
 	"github.com/lbproxy/lbproxy/internal/lb"
+	"github.com/lbproxy/lbproxy/internal/server"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -100,7 +102,9 @@ func exampleView() *fakeView {
 // fakeApp is lbproxy over a kernel that tests decide about.
 func fakeApp(k kernel) (a *app, stdout, stderr *bytes.Buffer) {
 	stdout, stderr = &bytes.Buffer{}, &bytes.Buffer{}
-	return &app{stdout: stdout, stderr: stderr, kernel: k}, stdout, stderr
+	a = &app{stdout: stdout, stderr: stderr, kernel: k, now: func() time.Time { return exampleTime }}
+	a.ask = func(context.Context, string) ([]server.Verdict, error) { return exampleVerdicts(), nil }
+	return a, stdout, stderr
 }
 
 // noState is a dataplane that works and has nothing in the kernel.
@@ -139,6 +143,9 @@ func TestOutput(t *testing.T) {
 		{"connections.txt", "get connections"},
 		{"connections-shop.txt", "get connections -n shop"},
 		{"connections.yaml", "get connections -o yaml"},
+		{"health.txt", "get health"},
+		{"health.json", "get health -o json"},
+		{"health.yaml", "get health -o yaml -n shop"},
 		{"none.json", "get backends -n nothing -o json"},
 		{"explain.txt", "explain --from 10.244.1.5 --to 10.96.1.1:80"},
 		{"explain.json", "explain --from 10.244.1.5 --to 10.96.1.1:80/tcp -o json"},
@@ -189,7 +196,7 @@ func TestApproximationIsShown(t *testing.T) {
 	for args, want := range map[string]string{
 		"get services":         " ~least-connection ",
 		"get services -o json": `"approximation": "by shares"`,
-		"get backends":         " - - 100.0% 0.0%\n", // latency, weight, expected, share
+		"get backends":         " - - 100.0% 0.0% suspect: ", // latency, weight, expected, share, health
 		"explain --from 10.244.1.5 --to 10.96.1.1:80":         "Approximated: by shares",
 		"explain --from 10.244.1.5 --to 10.96.1.1:80 -o yaml": "approximation: by shares",
 	} {
@@ -233,7 +240,7 @@ func TestErrors(t *testing.T) {
 		want string // the start of the line on stderr
 	}{
 		{args: "sing", code: 2, want: `lbproxy: unknown command "sing" for "lbproxy"`},
-		{args: "get", code: 2, want: "lbproxy: get what: want services, backends or connections (see lbproxy get --help)"},
+		{args: "get", code: 2, want: "lbproxy: get what: want services, backends, connections or health (see lbproxy get --help)"},
 		{args: "get bogus", code: 2, want: `lbproxy: unknown command "bogus" for "lbproxy get"`},
 		{args: "get services extra", code: 2, want: `lbproxy: unknown command "extra"`},
 		{args: "get services -o xml", code: 2, want: `lbproxy: output (from --output): "xml": want table, json or yaml (see lbproxy get services --help)`},
@@ -276,7 +283,7 @@ func TestErrors(t *testing.T) {
 func TestVersionAndHelp(t *testing.T) {
 	for args, want := range map[string]string{
 		"version": "lbproxy dev go", "": "Available Commands", "run --help": "--healthz-bind-address ip:port",
-		"get --help": "connections", "help explain": "--from ip",
+		"get --help": "connections", "get health --help": "The agent is asked", "help explain": "--from ip",
 	} {
 		a, stdout, stderr := fakeApp(kernel{})
 		if code := a.execute(strings.Fields(args)); code != exitOK || !strings.Contains(stdout.String(), want) {

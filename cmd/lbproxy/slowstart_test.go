@@ -36,8 +36,9 @@ func TestNodeReadsLoads(t *testing.T) {
 				plane := &fakePlane{services: map[string]*dataplane.Service{}, live: tc.live}
 				n := testNode(t, plane)
 				ctx, cancel := context.WithCancel(t.Context())
-				done := make(chan error, 1)
+				done := make(chan error, 2)
 				go func() { done <- n.agent.Run(ctx) }()
+				go func() { done <- n.monitor.Run(ctx) }()
 				announce(n, "10.244.1.9")
 				announce(n, "10.244.1.9", "10.244.1.10")
 				<-time.After(3 * time.Second) // its slow start takes one
@@ -49,8 +50,10 @@ func TestNodeReadsLoads(t *testing.T) {
 					t.Errorf("%d backends, %d starters; want 2 and %d", len(pool.Backends), len(pool.Table.Starters), tc.want)
 				}
 				cancel()
-				if err := <-done; err != nil {
-					t.Error(err)
+				for range cap(done) {
+					if err := <-done; err != nil {
+						t.Error(err)
+					}
 				}
 			})
 		})
@@ -69,7 +72,7 @@ func testNode(t *testing.T, p plane) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := (&app{}).newNode(cfg, nil, own, src, p, choice{dataplane: config.EBPF}, newApproximations(log), log, nil)
+	n, err := (&app{newProber: newFakeProber}).newNode(cfg, nil, own, src, p, choice{dataplane: config.EBPF}, newApproximations(log), log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,6 +96,7 @@ func endpointOptions(cfg config.Config) endpoints.Options {
 		DenyExternalIPs:   !cfg.AllowExternalIPs,
 		CheckAlgorithm:    algo.Check,
 		DefaultAlgorithm:  cfg.Algorithm,
+		DefaultHealth:     cfg.Health,
 		IgnoreNodeWeights: !cfg.NodeWeights,
 		SCTP:              true, // for pods and from outside, see docs/COMPATIBILITY.md
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/lbproxy/lbproxy/internal/config"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
+	"github.com/lbproxy/lbproxy/internal/server"
 )
 
 // client is the value of --from.
@@ -77,7 +79,7 @@ func (a *app) explainVerb() *cobra.Command {
 		Use:     "explain --from IP --to IP:PORT[/PROTO]",
 		Short:   "Tell what happens to a new connection on this node, and why",
 		Example: "  lbproxy explain --from 10.244.1.5 --to 10.96.0.10:53/udp",
-	}, []string{"config", "bpffs"}, func(_ *cobra.Command, cfg config.Config, _ *config.Loader) error {
+	}, getFlags, func(cmd *cobra.Command, cfg config.Config, _ *config.Loader) error {
 		if from.Is4() != to.Addr.Addr().Is4() {
 			return usageError{fmt.Errorf("from %s to %s: want addresses of one family", from.Addr, to.Addr)}
 		}
@@ -86,7 +88,12 @@ func (a *app) explainVerb() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("explain %s: %w", to.FrontendKey, err)
 			}
-			return out.print(a.stdout, e, func(w io.Writer) error { return explanation(w, from, to, e) })
+			x := explained{Explanation: e}
+			if e.Service != "" {
+				x.known = a.askHealth(cmd.Context(), cfg)
+				x.Health = x.known.all(e.Service)
+			}
+			return out.print(a.stdout, x, func(w io.Writer) error { return a.explanation(w, from, to, x) })
 		})
 	})
 	cmd.Flags().Var(&from, "from", "the client's address")
@@ -100,8 +107,15 @@ func (a *app) explainVerb() *cobra.Command {
 	return cmd
 }
 
+// explained is an Explanation and what the agent thinks of the Service's backends.
+type explained struct {
+	dataplane.Explanation
+	Health []server.Verdict `json:"health,omitempty"` // of those that are watched
+	known  opinions
+}
+
 // explanation writes e for people.
-func explanation(w io.Writer, from client, to target, e dataplane.Explanation) error {
+func (a *app) explanation(w io.Writer, from client, to target, e explained) error {
 	masquerade := "no"
 	if e.Masquerade {
 		masquerade = "yes, on the packet path"
@@ -119,15 +133,21 @@ func explanation(w io.Writer, from client, to target, e dataplane.Explanation) e
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	if len(e.Candidates) > 0 {
-		fmt.Fprintln(w, "\nCandidates:")
-		var rows [][]string
-		for _, b := range e.Candidates {
-			rows = append(rows, append([]string{"  " + b.Address}, counters(b)...))
+	var candidates, out [][]string
+	for _, b := range e.Candidates {
+		health := oneCell(opinion(e.known.of(e.Service, b.Address)))
+		candidates = append(candidates, slices.Concat([]string{"  " + b.Address}, counters(b), []string{health}))
+	}
+	if err := section(w, "Candidates", slices.Concat([]string{"  BACKEND"}, counterHeader, []string{"HEALTH"}), candidates); err != nil {
+		return err
+	}
+	for _, v := range e.Health {
+		if v.State == stateOut && v.Ignored == "" {
+			out = append(out, []string{"  " + v.Backend, a.age(v.Since), v.Probe, orDash(oneCell(v.Reason))})
 		}
-		if err := writeTable(w, append([]string{"  BACKEND"}, counterHeader...), rows); err != nil {
-			return err
-		}
+	}
+	if err := section(w, "Out for their health", []string{"  BACKEND", "SINCE", "PROBE", "REASON"}, out); err != nil {
+		return err
 	}
 	if len(e.Steps) > 0 {
 		fmt.Fprintln(w, "\nSteps:")
@@ -136,4 +156,13 @@ func explanation(w io.Writer, from client, to target, e dataplane.Explanation) e
 		fmt.Fprintf(w, "%3d. %s\n", i+1, step)
 	}
 	return nil
+}
+
+// section writes a table below its title, unless it is empty.
+func section(w io.Writer, title string, header []string, rows [][]string) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	fmt.Fprintf(w, "\n%s:\n", title)
+	return writeTable(w, header, rows)
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -14,34 +15,38 @@ import (
 )
 
 // getFlags are the flags that every `get` has.
-var getFlags = []string{"config", "bpffs"}
+var getFlags = []string{"config", "bpffs", "state-dir"}
 
 func (a *app) getVerb() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "get services|backends|connections",
-		Short: "Show what is in this node's kernel, whether an agent runs or not",
+		Use:   "get services|backends|connections|health",
+		Short: "Show what is in this node's kernel, whether an agent runs or not, and what the agent thinks of backends",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("get what: want services, backends or connections")}
+			return usageError{errors.New("get what: want services, backends, connections or health")}
 		},
 	}
-	cmd.AddCommand(a.getServices(), a.getBackends(), a.getConnections())
+	cmd.AddCommand(a.getServices(), a.getBackends(), a.getConnections(), a.getHealth())
 	return cmd
 }
 
-// getter is the part that the three have in common.
+// getter is the part that they have in common.
 type getter struct {
 	namespace string
 	out       output
 }
 
-func (a *app) getter(cmd *cobra.Command, do func(*getter, view) error) *cobra.Command {
-	g := &getter{}
-	a.verb(cmd, getFlags, func(_ *cobra.Command, cfg config.Config, _ *config.Loader) error {
-		return a.withView(cfg, func(v view) error { return do(g, v) })
-	})
+func (g *getter) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&g.namespace, "namespace", "n", "", "only this namespace; default: all")
 	g.out.register(cmd.Flags())
+}
+
+func (a *app) getter(cmd *cobra.Command, do func(context.Context, *getter, config.Config, view) error) *cobra.Command {
+	g := &getter{}
+	a.verb(cmd, getFlags, func(cmd *cobra.Command, cfg config.Config, _ *config.Loader) error {
+		return a.withView(cfg, func(v view) error { return do(cmd.Context(), g, cfg, v) })
+	})
+	g.register(cmd)
 	return cmd
 }
 
@@ -59,7 +64,7 @@ func (a *app) getServices() *cobra.Command {
 		Use:     "services",
 		Aliases: []string{"service", "svc"},
 		Short:   "One line for each port of each Service and family",
-	}, func(g *getter, v view) error {
+	}, func(_ context.Context, g *getter, _ config.Config, v view) error {
 		svcs, err := g.services(v)
 		if err != nil {
 			return err
@@ -72,13 +77,13 @@ func (a *app) getBackends() *cobra.Command {
 	return a.getter(&cobra.Command{
 		Use:     "backends",
 		Aliases: []string{"backend"},
-		Short:   "One line for each backend of each Service port, with its counters",
-	}, func(g *getter, v view) error {
+		Short:   "One line for each backend of each Service port, with its counters and its health",
+	}, func(ctx context.Context, g *getter, cfg config.Config, v view) error {
 		svcs, err := g.services(v)
 		if err != nil {
 			return err
 		}
-		return g.print(a, listBackends(svcs))
+		return g.print(a, listBackends(svcs, a.askHealth(ctx, cfg)))
 	})
 }
 
@@ -88,7 +93,7 @@ func (a *app) getConnections() *cobra.Command {
 		Use:     "connections",
 		Aliases: []string{"connection", "conns"},
 		Short:   "Connections of the packet path: those that no socket of this node began",
-	}, func(g *getter, v view) error {
+	}, func(_ context.Context, g *getter, _ config.Config, v view) error {
 		svcs, err := g.services(v)
 		if err != nil {
 			return err

@@ -23,6 +23,7 @@ import (
 	"github.com/lbproxy/lbproxy/internal/config"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/endpoints"
+	"github.com/lbproxy/lbproxy/internal/health"
 	"github.com/lbproxy/lbproxy/internal/server"
 )
 
@@ -112,10 +113,16 @@ type node struct {
 	other    *switchover
 	src      *source
 	agent    *agent.Agent
+	monitor  *health.Monitor
+	filter   *health.Filter // what the agent takes
 	servers  []*server.Server
+	control  *server.Control // nil: there is no state directory
 	checks   *server.ServiceHealth
 	eligible server.Eligibility
 	told     <-chan struct{} // closed when everybody has heard of the own Node
+
+	verdicts    func() []health.Verdict
+	healthStats func() server.HealthStats
 }
 
 func (a *app) newNode(
@@ -133,6 +140,7 @@ func (a *app) newNode(
 		Problems:     func() map[server.Problem]int { return countProblems(src.store.Problems()) },
 		Changes:      func() server.Changes { return countChanges(src.store.Tallies()) },
 		Approximated: approx.count,
+		Health:       n.healthNumbers,
 	})
 	countRequests(metrics)
 	checks := server.ServiceHealthOptions{
@@ -145,15 +153,19 @@ func (a *app) newNode(
 		checks.Reporter = src.events
 	}
 	n.checks = server.NewServiceHealth(checks)
+	n.watch(a.prober(cfg), metrics, log)
 	var err error
 	if n.agent, err = agent.New(n.agentOptions(metrics, log)); err != nil {
 		return nil, err
 	}
-	health := server.HealthHandler(n.health, metrics.Answered)
-	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, health, log)
+	answers := server.HealthHandler(n.health, metrics.Answered)
+	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
 	pages := n.pages(loader, log)
 	pages.Metrics, pages.SetVerbosity = metrics.Gatherer(), setVerbosity
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, server.MetricsHandler(pages), log)
+	if cfg.StateDir != "" {
+		n.control = &server.Control{Dir: cfg.StateDir, Verdicts: n.tell, Log: log}
+	}
 	own.tell(n.eligible.SetNode)
 	own.tell(n.checks.SetNode)
 	if dp, ok := dp.(dataplane.NodeSetter); ok {
@@ -193,7 +205,7 @@ func (n *node) tellStart(log *slog.Logger) {
 
 func (n *node) agentOptions(metrics *server.Metrics, log *slog.Logger) agent.Options {
 	opts := agent.Options{
-		Source:      n.src.store,
+		Source:      n.filter,
 		Dataplane:   observed(n.dp, observer{n.told, n.approx.note, n.other.synced, metrics.ObserveSync}),
 		Loads:       n.dp,
 		Log:         log,
@@ -229,11 +241,15 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.dp.Run(ctx) })
 	g.Go(func() error { return n.other.run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
+	g.Go(func() error { return n.monitor.Run(ctx) })
 	g.Go(func() error { return n.src.run(ctx) })
 	g.Go(func() error { return n.checks.Run(ctx) })
 	g.Go(func() error { return trim(ctx) })
 	for _, s := range n.servers {
 		g.Go(func() error { return s.Run(ctx) })
+	}
+	if n.control != nil {
+		g.Go(func() error { return n.control.Run(ctx) })
 	}
 	return g.Wait()
 }

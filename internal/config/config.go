@@ -7,6 +7,7 @@
 package config
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -80,9 +81,24 @@ type Config struct {
 	SyncPeriod  time.Duration // the agent is unhealthy when an update waits for twice as long
 	AuditPeriod time.Duration // the kernel is compared with what it should have once in it; 0: never
 
+	Health  lb.Health // how backends are watched where a Service does not say it; complete
+	Scripts ScriptsConfig
+
 	IPTables  IPTablesConfig
 	Conntrack ConntrackConfig
 }
+
+// ScriptsConfig is how exec probes run their scripts.
+type ScriptsConfig struct {
+	Dir  string // where they are; empty: exec probes are refused
+	User User   // that they run as
+}
+
+// User is an unprivileged user and group, by their numbers.
+type User struct{ UID, GID uint32 }
+
+// String returns uid:gid.
+func (u User) String() string { return fmt.Sprintf("%d:%d", u.UID, u.GID) }
 
 // IPTablesConfig is what concerns the iptables dataplane only.
 type IPTablesConfig struct {
@@ -134,6 +150,8 @@ func Default() Config {
 		LogFormat:          Text,
 		SyncPeriod:         30 * time.Second,
 		AuditPeriod:        time.Minute,
+		Health:             lb.DefaultHealth(),
+		Scripts:            ScriptsConfig{User: User{nobody, nobody}},
 		IPTables:           IPTablesConfig{Backend: Auto, MasqueradeBit: 14, LocalhostNodePorts: true},
 		Conntrack: ConntrackConfig{
 			MaxPerCore:     32 << 10,
@@ -159,7 +177,7 @@ func (l *Loader) register(checkAlgorithm func(string) error) {
 	add(l, &c.HashSeed, "hash-seed", "n", "what hash and ip-hash begin with, decimal or 0x hexadecimal; nodes of one seed choose alike", seed, format)
 	add(l, &c.CgroupRoot, "cgroup-root", "dir", "attach socket programs to this cgroup v2 directory; default: the root of the mount", absolute, format)
 	add(l, &c.BPFFS, "bpffs", "dir", "mount point of the bpffs that keeps maps and links", absolute, format)
-	add(l, &c.StateDir, "state-dir", "dir", "directory for files that need not survive a reboot: the lock that keeps two agents apart", absolute, format)
+	add(l, &c.StateDir, "state-dir", "dir", "directory for files that need not survive a reboot: the lock that keeps two agents apart, and the socket at which the agent is asked", absolute, format)
 
 	add(l, &c.Devices, "devices", "list", "network devices to attach to, names or globs; auto: all but lo", devices, formatDevices)
 	add(l, &c.ClusterCIDR, "cluster-cidr", "list", "address ranges of the cluster's pods: callers from elsewhere are masqueraded", prefixes, formatPrefixes)
@@ -193,7 +211,26 @@ func (l *Loader) register(checkAlgorithm func(string) error) {
 	add(l, &c.SyncPeriod, "sync-period", "duration", "unhealthy when an update is not applied within twice this time", period, format)
 	add(l, &c.AuditPeriod, "audit-period", "duration", "compare the kernel with what it should have once in this time, and repair it; 0s: never", periodOrNever, format)
 
+	l.registerHealth()
 	l.registerIPTables()
+}
+
+// registerHealth lists how backends are watched, by the names of the annotations that a
+// Service says it with, and how scripts are run.
+func (l *Loader) registerHealth() {
+	c := &l.config
+	for _, f := range lb.HealthFields() {
+		parse := func(s string) (lb.Health, error) {
+			h := c.Health
+			return h, f.Set(&h, s)
+		}
+		add(l, &c.Health, f.Name, f.Type, f.Usage+"; where a Service does not say it", parse, func(h lb.Health) string { return f.Text(&h) })
+		if f.Type == "bool" {
+			l.flags.Lookup(f.Name).NoOptDefVal = "true"
+		}
+	}
+	add(l, &c.Scripts.Dir, "health-script-dir", "dir", "where the scripts of exec probes are; empty: there are no exec probes", absolute, format)
+	add(l, &c.Scripts.User, "health-script-user", "uid:gid", "the unprivileged user and group that scripts run as", user, format)
 }
 
 // registerIPTables lists the fields of the iptables dataplane, and of connection

@@ -113,6 +113,30 @@ maxAffinities: 6
 maxSourceRanges: 7
 syncPeriod: 1m
 auditPeriod: 5m
+healthCheck: exec
+healthCheckPort: 8080
+healthCheckPath: /ready
+healthCheckHost: shop.example
+healthCheckHeaders: |
+  X-A: 1
+  X-B: 2
+healthCheckExpect: 204
+healthCheckBody: well
+healthCheckVerify: true
+healthCheckService: shop.Cart
+healthCheckScript: ask.sh
+healthCheckInterval: 2s
+healthCheckFastInterval: 200ms
+healthCheckTimeout: 300ms
+healthCheckRise: 4
+healthCheckFall: 5
+healthCheckGrace: 6s
+healthPassive: false
+healthMaxEjected: 50
+healthPanic: 0
+healthDrain: true
+healthScriptDir: /etc/scripts
+healthScriptUser: "100:101"
 iptablesBackend: legacy
 iptablesMasqueradeBit: 7
 iptablesLocalhostNodePorts: false
@@ -146,6 +170,15 @@ func TestEveryFieldFromTheFile(t *testing.T) {
 		LogLevel:           slog.LevelDebug, LogFormat: "json",
 		MaxServices: 1, MaxFrontends: 2, MaxBackends: 3, MaxSlots: 4, MaxConnections: 5, MaxFlows: 1000000, MaxAffinities: 6, MaxSourceRanges: 7,
 		SyncPeriod: time.Minute, AuditPeriod: 5 * time.Minute,
+		Health: lb.Health{
+			Probe: lb.Probe{
+				Kind: lb.ProbeExec, Port: 8080, Timeout: 300 * time.Millisecond, Path: "/ready", Host: "shop.example",
+				Headers: "X-A: 1\nX-B: 2\n", Expect: "204", Body: "well", GRPCService: "shop.Cart", Script: "ask.sh",
+			},
+			Verify: lb.SwitchOn, Interval: 2 * time.Second, FastInterval: 200 * time.Millisecond, Grace: 6 * time.Second, Rise: 4, Fall: 5,
+			Passive: lb.SwitchOff, MaxEjected: 50, Panic: lb.NoPercent, Drain: lb.SwitchOn,
+		},
+		Scripts:  ScriptsConfig{Dir: "/etc/scripts", User: User{100, 101}},
 		IPTables: IPTablesConfig{Backend: "legacy", MasqueradeBit: 7},
 		Conntrack: ConntrackConfig{
 			MaxPerCore: 8, Min: 9, TCPEstablished: 2 * time.Hour, TCPCloseWait: 30 * time.Minute, TCPBeLiberal: true,
@@ -183,6 +216,7 @@ func TestFieldsAreReadable(t *testing.T) {
 	for name, want := range map[string]any{
 		"devices": []string{"eth0", "cali*"}, "maxFlows": uint32(1000000), "masqueradeAll": true,
 		"syncPeriod": "1m0s", "slowStart": "30s", "hashSeed": "18364758544493064720", "logLevel": "debug", "manifests": "",
+		"healthCheck": "exec", "healthCheckVerify": true, "healthPassive": false, "healthPanic": "0", "healthCheckRise": "4", "healthScriptUser": "100:101",
 	} {
 		if !reflect.DeepEqual(fields[name], want) {
 			t.Errorf("field %s = %#v, want %#v", name, fields[name], want)
@@ -309,6 +343,19 @@ func TestBadValues(t *testing.T) {
 		{name: "missing file", args: []string{"--config=/nonexistent.yaml"}, want: []string{"/nonexistent.yaml: no such file"}},
 		{name: "two sources of Services", file: "manifests: /m", args: []string{"--kubeconfig=/k"},
 			want: []string{"c.yaml: manifests): excludes kubeconfig (from --kubeconfig)"}},
+		{name: "probe", file: "healthCheck: icmp", want: []string{"health-check (from ", `"icmp": want none, tcp, http, https, grpc or exec`}},
+		{name: "interval", env: []string{"LBPROXY_HEALTH_CHECK_INTERVAL=0s"}, want: []string{"health-check-interval (from LBPROXY_HEALTH_CHECK_INTERVAL): 0s: want from 100ms to 1h0m0s"}},
+		{name: "fast interval", file: "healthCheckFastInterval: 0", want: []string{"health-check-fast-interval (from ", "0: want from 100ms"}},
+		{name: "timeout", args: []string{}, file: "healthCheckTimeout: 61s", want: []string{"health-check-timeout", "want from 10ms to 1m0s"}},
+		{name: "rise", file: "healthCheckRise: 256", want: []string{"health-check-rise", `"256": want a whole number from 1 to 255`}},
+		{name: "port of probes", file: "healthCheckPort: 65536", want: []string{"health-check-port", "from 1 to 65535"}},
+		{name: "percent", file: "healthPanic: 101", want: []string{"health-panic", `"101": want a whole number from 0 to 100`}},
+		{name: "passive", env: []string{"LBPROXY_HEALTH_PASSIVE=maybe"}, want: []string{"health-passive", "want true or false"}},
+		{name: "exec of nothing", file: "healthCheck: exec", want: []string{"health-check (from ", "exec needs health-check-script", "exec needs health-script-dir"}},
+		{name: "scripts of root", file: `healthScriptUser: "0:0"`, want: []string{"health-script-user", `"0:0": want uid:gid, numbers from 1 to 4294967294`}},
+		{name: "user without a group", file: `healthScriptUser: "1000"`, want: []string{"health-script-user", "want uid:gid"}},
+		{name: "no user", file: `healthScriptUser: "4294967295:1"`, want: []string{"health-script-user", "want uid:gid"}},
+		{name: "scripts anywhere", file: "healthScriptDir: scripts", want: []string{"health-script-dir", "absolute path"}},
 		{name: "all at once", file: "{logLevel: loud, bpffs: bpf}", want: []string{"log-level", "bpffs"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -43,7 +43,9 @@ func (v *value[T]) plain() any {
 	case bool, uint32, uint8, int:
 		return field
 	}
-	if s := v.format(*v.field); v.typ != "list" {
+	if s := v.format(*v.field); v.typ == "bool" {
+		return s == "true"
+	} else if v.typ != "list" {
 		return s
 	} else if s != "" {
 		return strings.Split(s, ",")

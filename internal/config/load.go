@@ -125,6 +125,14 @@ func (l *Loader) combinations() (errs []error) {
 				Err: fmt.Errorf("needs %s %s, which is %s (from %s)", mode, needs.mode, c.DetectLocalMode, l.origin(mode))})
 		}
 	}
+	if c.Health.Probe.Kind == lb.ProbeExec {
+		const check = "health-check"
+		for _, needs := range [][2]string{{"health-check-script", c.Health.Probe.Script}, {"health-script-dir", c.Scripts.Dir}} {
+			if needs[1] == "" {
+				errs = append(errs, &Error{Field: check, Source: l.origin(check), Err: fmt.Errorf("exec needs %s", needs[0])})
+			}
+		}
+	}
 	return errs
 }
 
@@ -289,7 +297,7 @@ func scalar(v any, typ string) (string, error) {
 			return strconv.FormatBool(v), nil
 		}
 	case json.Number:
-		if typ == "n" || typ == "duration" {
+		if typ == "n" || typ == "duration" || typ == "percent" || typ == "codes" {
 			return v.String(), nil
 		}
 	case []any:

@@ -321,3 +321,17 @@ func boolean(s string) (bool, error) {
 	}
 	return b, nil
 }
+
+// nobody is the user, and the group, that owns nothing.
+const nobody = 65534
+
+// user reads uid:gid. Nothing that an annotation names runs as root.
+func user(s string) (User, error) {
+	uidText, gidText, _ := strings.Cut(s, ":")
+	uid, errUID := strconv.ParseUint(uidText, 10, 32)
+	gid, errGID := strconv.ParseUint(gidText, 10, 32)
+	if errUID != nil || errGID != nil || uid == 0 || gid == 0 || uid == math.MaxUint32 || gid == math.MaxUint32 {
+		return User{}, fmt.Errorf("%s: want uid:gid, numbers from 1 to %d", lb.Quote(s), uint32(math.MaxUint32-1))
+	}
+	return User{uint32(uid), uint32(gid)}, nil
+}

@@ -3,6 +3,7 @@
 package endpoints
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -36,13 +37,14 @@ const keyWeight = annotationPrefix + "weight"
 const defaultSignal = lb.SignalFirstByte
 
 // asked is a set of annotations, by their index in serviceAnnotations.
-type asked uint8
+type asked uint32
 
 func (a asked) has(i int) bool { return a>>i&1 != 0 }
 
 // said is what the annotations of a Service say. It is comparable.
 type said struct {
 	balance lb.Balance
+	health  lb.Health
 	reset   bool
 }
 
@@ -56,36 +58,59 @@ type serviceAnnotation struct {
 	keep func(s, from *said)
 	// part is what of the balance it sets; 0: what matters to every algorithm.
 	part lb.Part
+	// health is what of the health it sets; nil: nothing.
+	health *lb.HealthField
 }
 
 // serviceAnnotations are all of them, the algorithm first.
-var serviceAnnotations = []serviceAnnotation{
+var serviceAnnotations = slices.Concat(balanceAnnotations, healthAnnotations())
+
+// balanceAnnotations are those that say how connections are balanced.
+var balanceAnnotations = []serviceAnnotation{
 	{
-		annotationAlgorithm, ReasonInvalidAlgorithm, parseAlgorithm,
-		func(s, from *said) { s.balance.Algorithm = from.balance.Algorithm }, 0,
+		key: annotationAlgorithm, reason: ReasonInvalidAlgorithm, parse: parseAlgorithm,
+		keep: func(s, from *said) { s.balance.Algorithm = from.balance.Algorithm },
 	},
 	{
-		annotationHashKey, ReasonInvalidAnnotation, parseHashKey,
-		func(s, from *said) { s.balance.HashKey = from.balance.HashKey }, lb.PartHashKey,
+		key: annotationHashKey, reason: ReasonInvalidAnnotation, parse: parseHashKey,
+		keep: func(s, from *said) { s.balance.HashKey = from.balance.HashKey },
+		part: lb.PartHashKey,
 	},
 	{
-		annotationPrefixLen, ReasonInvalidAnnotation, parsePrefixLen,
-		func(s, from *said) {
+		key: annotationPrefixLen, reason: ReasonInvalidAnnotation, parse: parsePrefixLen,
+		keep: func(s, from *said) {
 			s.balance.Prefix4, s.balance.Prefix6 = from.balance.Prefix4, from.balance.Prefix6
-		}, lb.PartPrefix,
+		},
+		part: lb.PartPrefix,
 	},
 	{
-		annotationSignal, ReasonInvalidAnnotation, parseSignal,
-		func(s, from *said) { s.balance.Signal = from.balance.Signal }, lb.PartSignal,
+		key: annotationSignal, reason: ReasonInvalidAnnotation, parse: parseSignal,
+		keep: func(s, from *said) { s.balance.Signal = from.balance.Signal },
+		part: lb.PartSignal,
 	},
 	{
-		annotationSlowStart, ReasonInvalidAnnotation, parseSlowStart,
-		func(s, from *said) { s.balance.SlowStart = from.balance.SlowStart }, lb.PartSlowStart,
+		key: annotationSlowStart, reason: ReasonInvalidAnnotation, parse: parseSlowStart,
+		keep: func(s, from *said) { s.balance.SlowStart = from.balance.SlowStart },
+		part: lb.PartSlowStart,
 	},
 	{
-		annotationReset, ReasonInvalidAnnotation, parseReset,
-		func(s, from *said) { s.reset = from.reset }, 0,
+		key: annotationReset, reason: ReasonInvalidAnnotation, parse: parseReset,
+		keep: func(s, from *said) { s.reset = from.reset },
 	},
+}
+
+// healthAnnotations are those that say how backends are watched.
+func healthAnnotations() []serviceAnnotation {
+	var all []serviceAnnotation
+	for _, f := range lb.HealthFields() {
+		all = append(all, serviceAnnotation{
+			key: annotationPrefix + f.Name, reason: ReasonInvalidAnnotation,
+			parse:  func(s *said, value string, _ *Options) error { return f.Set(&s.health, value) },
+			keep:   func(s, from *said) { f.Keep(&s.health, &from.health) },
+			health: &f,
+		})
+	}
+	return all
 }
 
 func annotationField(key string) string { return "metadata.annotations[" + key + "]" }
@@ -126,18 +151,23 @@ func (s *service) settle(before *service, o *Options) {
 			serviceAnnotations[i].keep(&s.said, &before.said)
 		}
 	}
-	algorithm := s.said.balance.Algorithm
-	if algorithm == "" {
-		algorithm = o.DefaultAlgorithm
-	}
 	p := problems{kind: KindService, object: s.obj}
+	s.settleBalance(o, &p)
+	s.settleHealth(o, &p)
+	s.effects = p.list()
+}
+
+// works tells whether annotation i says something valid.
+func (s *service) works(i int) bool { return s.given.has(i) && !s.bad.has(i) }
+
+func (s *service) settleBalance(o *Options, p *problems) {
+	algorithm := cmp.Or(s.said.balance.Algorithm, o.DefaultAlgorithm)
 	for i := range serviceAnnotations {
 		a := &serviceAnnotations[i]
-		if algorithm != "" && s.given.has(i) && !s.bad.has(i) && !a.part.Matters(algorithm) {
+		if algorithm != "" && s.works(i) && !a.part.Matters(algorithm) {
 			p.add(annotationField(a.key), ReasonNoEffect, fmt.Errorf("has no effect with algorithm %s", algorithm))
 		}
 	}
-	s.effects = p.list()
 }
 
 func parseAlgorithm(s *said, value string, o *Options) error {

@@ -77,9 +77,33 @@ var badValues = map[string][]string{
 	"least-time":       {"first_byte", "Connect", "1", "inflight"},
 	"reset-on-removal": {"yes", "True", "1", "0", " true", "TRUE", "on"},
 	"slow-start":       {"-1s", "99ms", "1h0m1s", "30", "NaN", "1e9s", "x", "999999h", "9999999999999h", "1ns"},
+
+	"health-check":               {"icmp", "TCP", "tcp ", "default", "1"},
+	"health-check-port":          {"0", "65536", "-1", "http", "80,81", "99999999999999999999"},
+	"health-check-path":          {"ready", "//host/x", "/a b", "/a\r\nX: y", "/#x"},
+	"health-check-host":          {"a b", "a:80", "[::1]", "a/b", "user@a", "a\n"},
+	"health-check-headers":       {"X", "Host: a", "X: a\x00", "Transfer-Encoding: chunked", ": x"},
+	"health-check-expect":        {"2xx", "600", "99", "300-200", "200,", "200-"},
+	"health-check-body":          {"\xff"},
+	"health-check-verify":        {"yes", "True", "1"},
+	"health-check-service":       {"a b", "\u20ac"},
+	"health-check-script":        {"../x", "/bin/sh", "a b", ".hidden", "-rf", "a;b", "a\x00"},
+	"health-check-interval":      {"0", "0s", "-1s", "99ms", "1h0m1s", "5", "x", "9999999999999h"},
+	"health-check-fast-interval": {"0", "0s", "-1s", "99ms", "1h0m1s", "5", "x"},
+	"health-check-timeout":       {"0", "0s", "9ms", "1m1s", "-1s", "1", "x"},
+	"health-check-rise":          {"0", "256", "-1", "x", "1.5"},
+	"health-check-fall":          {"0", "256", "-1", "x", "1.5"},
+	"health-check-grace":         {"-1s", "1h0m1s", "30", "x"},
+	"health-passive":             {"yes", "True", "off"},
+	"health-max-ejected":         {"-1", "101", "x", "1.5", "10%%"},
+	"health-panic":               {"-1", "101", "x", "NaN"},
+	"health-drain":               {"yes", "TRUE", "0"},
 }
 
 func TestInvalidAnnotationsKeepTheDefaultAndAreReported(t *testing.T) {
+	if len(badValues) != len(serviceAnnotations) {
+		t.Errorf("bad values of %d annotations, want %d", len(badValues), len(serviceAnnotations))
+	}
 	for name, values := range badValues {
 		for _, value := range values {
 			o := testOptions()

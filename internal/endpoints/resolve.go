@@ -30,6 +30,10 @@ type Options struct {
 	// tells which annotations have no effect.
 	DefaultAlgorithm string
 
+	// DefaultHealth is how backends are watched where a Service does not say it. It is
+	// complete, or zero for lb.DefaultHealth's.
+	DefaultHealth lb.Health
+
 	// IgnoreNodeWeights makes the weights of Nodes count for nothing. RunKubernetes
 	// watches only the own Node then, and does not feed Nodes.
 	IgnoreNodeWeights bool
@@ -80,7 +84,9 @@ func (at *place) resolve(svc *service, from []*slice) ([]*lb.Service, []Problem)
 			continue
 		}
 		u.frontends = fes
-		s := &lb.Service{Name: u.name, Balance: svc.said.balance, Frontends: fes, Terms: svc.terms(&u, at.node.Addrs)}
+		s := &lb.Service{
+			Name: u.name, Balance: svc.said.balance, Frontends: fes, Terms: svc.terms(&u, at.node.Addrs), Health: svc.said.health,
+		}
 		chosen := at.choose(&u, from, s.Terms.Reset)
 		s.Cluster, s.Local, s.Terms.Draining = chosen.cluster, chosen.local, chosen.draining
 		ps = append(ps, weightless(s)...)

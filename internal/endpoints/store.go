@@ -360,7 +360,7 @@ func compareObjects(a, b lb.Object) int {
 func compareSlices(a, b *slice) int { return compareObjects(a.obj, b.obj) }
 
 func equalServices(a, b *lb.Service) bool {
-	return a.Name == b.Name && a.Balance == b.Balance && slices.Equal(a.Frontends, b.Frontends) &&
+	return a.Name == b.Name && a.Balance == b.Balance && a.Health == b.Health && slices.Equal(a.Frontends, b.Frontends) &&
 		equalPools(&a.Cluster, &b.Cluster) && equalPools(&a.Local, &b.Local) && a.Terms.Equal(b.Terms)
 }
 

@@ -64,6 +64,10 @@ type Result struct {
 // could not probe it, for want of descriptors, of a script or of permission.
 var ErrCannot = errors.New("cannot probe")
 
+// ErrUnreached may be wrapped by the Err of a Result that says that no connection came
+// about: it was refused or not answered. So does a *net.OpError whose Op is dial.
+var ErrUnreached = errors.New("cannot connect")
+
 // Prober probes.
 type Prober interface {
 	// Start begins a probe and returns soon. done is called once, from any goroutine, at

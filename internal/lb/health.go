@@ -73,7 +73,8 @@ const (
 // Health is how the backends of a Service are watched. It is comparable. The zero
 // value of a field is the cluster's default.
 type Health struct {
-	Probe Probe
+	Probe  Probe
+	Verify Switch // what Probe.Verify becomes in Or
 
 	Interval     time.Duration // between two probes of a backend
 	FastInterval time.Duration // the same while they contradict its state
@@ -86,15 +87,18 @@ type Health struct {
 	Drain      Switch  // UDP flows, and sockets connected to a backend, do not stay when it is out
 }
 
-// Or returns h with what it does not say as d says it.
+// Or returns h with what it does not say as d says it, field by field; if d is complete,
+// so is the result. Of the probe only what its kind uses is left, so that probes that do
+// the same are equal: the result is no d for others.
 func (h Health) Or(d Health) Health {
-	if h.Probe.Kind == ProbeDefault {
-		timeout := cmp.Or(h.Probe.Timeout, d.Probe.Timeout)
-		h.Probe = d.Probe
-		h.Probe.Timeout = timeout
-	}
-	h.Probe.Timeout = cmp.Or(h.Probe.Timeout, d.Probe.Timeout)
-	h.Probe.Expect = cmp.Or(h.Probe.Expect, d.Probe.Expect)
+	p, q := h.Probe, d.Probe
+	p.Kind, p.Port, p.Timeout = cmp.Or(p.Kind, q.Kind), cmp.Or(p.Port, q.Port), cmp.Or(p.Timeout, q.Timeout)
+	p.Path, p.Host, p.Headers = cmp.Or(p.Path, q.Path), cmp.Or(p.Host, q.Host), cmp.Or(p.Headers, q.Headers)
+	p.Expect, p.Body = cmp.Or(p.Expect, q.Expect), cmp.Or(p.Body, q.Body)
+	p.GRPCService, p.Script = cmp.Or(p.GRPCService, q.GRPCService), cmp.Or(p.Script, q.Script)
+	h.Verify = cmp.Or(h.Verify, d.Verify)
+	p.Verify = h.Verify == SwitchOn
+	h.Probe = p.used()
 	h.Interval = cmp.Or(h.Interval, d.Interval)
 	h.FastInterval = cmp.Or(h.FastInterval, d.FastInterval)
 	h.Grace = cmp.Or(h.Grace, d.Grace)
@@ -103,6 +107,24 @@ func (h Health) Or(d Health) Health {
 	h.MaxEjected, h.Panic = cmp.Or(h.MaxEjected, d.MaxEjected), cmp.Or(h.Panic, d.Panic)
 	h.Drain = cmp.Or(h.Drain, d.Drain)
 	return h
+}
+
+// used returns what of p its kind uses.
+func (p Probe) used() Probe {
+	u := Probe{Kind: p.Kind, Port: p.Port, Timeout: p.Timeout}
+	switch p.Kind {
+	case ProbeHTTP, ProbeHTTPS:
+		u.Path, u.Host, u.Headers, u.Expect, u.Body = p.Path, p.Host, p.Headers, p.Expect, p.Body
+		u.Verify = p.Verify && p.Kind == ProbeHTTPS
+	case ProbeGRPC:
+		u.Host, u.GRPCService = p.Host, p.GRPCService
+	case ProbeExec:
+		u.Script = p.Script
+	case ProbeNone:
+		u.Port = 0
+	case ProbeDefault, ProbeTCP:
+	}
+	return u
 }
 
 // SymptomKind is what became of a connection.

@@ -48,6 +48,11 @@ var (
 	descAudits      = describe("audit_runs_total", "Times that everything in the kernel was compared with what should be there.")
 	descDifferences = describe("audit_differences_total", "Differences that were found and repaired. Anything but 0 is a bug, or somebody else wrote to the tables.")
 	descUnaudited   = describe("audit_failures_total", "Parts of an audit that could not be done.")
+	descHealth      = describe("health_backends", "Backends that are watched, by what is thought of them.", labelNames("state")...)
+	descTransitions = describe("health_transitions_total", "Changes of what is thought of a backend.", labelNames("from", "to")...)
+	descEjections   = describe("health_ejections_total", "Backends that were put out, by what was found against them.", labelNames("reason")...)
+	descIgnored     = describe("health_ignored_backends", "Backends that are ejected and take new connections all the same, because too few others are left.")
+	descLost        = describe("health_symptoms_lost_total", "Connections that did not fare well, which the agent was too slow to hear of.")
 	descErrors      = describe("scrape_errors_total", "Scrapes for which the dataplane's counters could not be read.")
 )
 
@@ -157,6 +162,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			o.gauge(descProblems, float64(n), p.Kind, p.Reason)
 		}
 	}
+	if c.src.Health != nil {
+		o.health(c.src.Health())
+	}
 	if c.src.Approximated != nil {
 		for algorithm, n := range c.src.Approximated() {
 			o.gauge(descApprox, float64(n), algorithm)
@@ -171,9 +179,26 @@ func (o out) stats(st dataplane.Stats) {
 		o.gauge(descCapacity, float64(m.Max), m.Name)
 	}
 	o.counter(descCorrected, st.Corrections)
+	o.counter(descLost, st.SymptomsLost)
 	for _, reason := range slices.Sorted(maps.Keys(st.Drops)) {
 		o.counter(descDrops, st.Drops[reason], reason)
 	}
+}
+
+// healthStates are those of backends, so that one that no backend is in is told, too.
+var healthStates = []string{"unknown", "healthy", "suspect", "ejected"}
+
+func (o out) health(st HealthStats) {
+	for _, state := range healthStates {
+		o.gauge(descHealth, float64(st.Backends[state]), state)
+	}
+	for change, n := range st.Transitions {
+		o.counter(descTransitions, n, change[0], change[1])
+	}
+	for reason, n := range st.Ejections {
+		o.counter(descEjections, n, reason)
+	}
+	o.gauge(descIgnored, float64(st.Ignored))
 }
 
 // backends sends the counters of every backend that has some. A backend that left and

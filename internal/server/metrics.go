@@ -66,9 +66,27 @@ type Sources struct {
 	Problems func() map[Problem]int // how much objects ask for in vain
 	Changes  func() Changes
 
+	Health func() HealthStats // of backends
+
 	Dataplane    string                // its name; empty: not told
 	Approximated func() map[string]int // Service ports whose balancing is not exact, by algorithm
 }
+
+// HealthStats is what is known of the health of backends, and what was done about it.
+// States are unknown, healthy, suspect and ejected.
+type HealthStats struct {
+	Backends    map[string]int       // that are watched, by state
+	Transitions map[[2]string]uint64 // from one state to another
+	Ejections   map[string]uint64    // by reason
+	Ignored     int                  // backends that are ejected and take new connections all the same
+}
+
+// The results of probes.
+const (
+	ProbeHealthy   = "healthy"
+	ProbeUnhealthy = "unhealthy"
+	ProbeCannot    = "cannot" // it says nothing of the backend
+)
 
 // Metrics is everything that is measured. The kernel's numbers are read at each
 // scrape; only durations and HTTP answers are kept here.
@@ -77,6 +95,7 @@ type Metrics struct {
 	syncs       prometheus.Histogram
 	programming prometheus.Histogram
 	answers     *prometheus.CounterVec
+	probes      *prometheus.HistogramVec
 	kubeProxy   kubeProxyMetrics
 }
 
@@ -98,6 +117,11 @@ func NewMetrics(version string, src Sources) *Metrics {
 			Name: "lbproxy_health_answers_total",
 			Help: "Answers of the health server by endpoint, healthz or livez, and HTTP code.",
 		}, []string{"endpoint", "code"}),
+		probes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "lbproxy_health_probe_duration_seconds",
+			Help:    "Time that probes of backends took, by kind and by result: healthy, unhealthy, or cannot, which says nothing of the backend.",
+			Buckets: prometheus.ExponentialBuckets(250e-6, 2, 19), // 250 µs to 66 s
+		}, []string{"kind", "result"}),
 		kubeProxy: newKubeProxyMetrics(),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -116,7 +140,7 @@ func NewMetrics(version string, src Sources) *Metrics {
 		dp.Set(1)
 		m.registry.MustRegister(dp)
 	}
-	m.registry.MustRegister(build, m.syncs, m.programming, m.answers, newCollector(src),
+	m.registry.MustRegister(build, m.syncs, m.programming, m.answers, m.probes, newCollector(src),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -139,6 +163,12 @@ func (m *Metrics) ObserveProgramming(seconds float64) { m.programming.Observe(se
 // made them change, by the clock of the control plane, to the kernel.
 func (m *Metrics) ObserveNetworkProgramming(f lb.Family, d time.Duration) {
 	m.kubeProxy.network.WithLabelValues(f.String()).Observe(d.Seconds())
+}
+
+// ObserveProbe records how long one probe of a backend took; result is one of
+// ProbeHealthy, ProbeUnhealthy and ProbeCannot.
+func (m *Metrics) ObserveProbe(kind lb.ProbeKind, took time.Duration, result string) {
+	m.probes.WithLabelValues(kind.String(), result).Observe(took.Seconds())
 }
 
 // Answered records an answer of the health server.

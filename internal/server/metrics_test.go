@@ -40,9 +40,9 @@ func sources(t *testing.T) Sources {
 					{Service: web, Backend: b, Live: 2, Counted: true, Opened: 3, Closed: 1, Leaving: true},
 					{Service: dns, Backend: netip.MustParseAddrPort("[fd00::1]:53"), Counted: true, Opened: 1, Closed: 2},
 				},
-				Corrections: 6,
-				Maps:        []dataplane.MapUsage{{Name: "conns", Used: 5, Max: 100}},
-				Drops:       map[string]uint64{"no-backend": 3, "malformed": 0},
+				Corrections: 6, SymptomsLost: 8,
+				Maps:  []dataplane.MapUsage{{Name: "conns", Used: 5, Max: 100}},
+				Drops: map[string]uint64{"no-backend": 3, "malformed": 0},
 			}, nil
 		},
 		Writes: func() uint64 { return 42 },
@@ -57,7 +57,14 @@ func sources(t *testing.T) Sources {
 		Problems: func() map[Problem]int {
 			return map[Problem]int{{"Service", "Conflict"}: 2, {"Pod", "InvalidWeight"}: 1}
 		},
-		Changes:      func() Changes { return Changes{Services: Tally{12, 1}, Endpoints: Tally{345, 6}} },
+		Changes: func() Changes { return Changes{Services: Tally{12, 1}, Endpoints: Tally{345, 6}} },
+		Health: func() HealthStats {
+			return HealthStats{
+				Backends: map[string]int{"healthy": 5, "ejected": 2}, Ignored: 1,
+				Transitions: map[[2]string]uint64{{"healthy", "ejected"}: 4, {"unknown", "healthy"}: 7},
+				Ejections:   map[string]uint64{"probe": 3, "refused": 1},
+			}
+		},
 		Dataplane:    "iptables",
 		Approximated: func() map[string]int { return map[string]int{"least-time": 3} },
 	}
@@ -118,6 +125,26 @@ lbproxy_drops_total{reason="no-backend"} 3
 # TYPE lbproxy_endpoints_problems gauge
 lbproxy_endpoints_problems{kind="Pod",reason="InvalidWeight"} 1
 lbproxy_endpoints_problems{kind="Service",reason="Conflict"} 2
+# HELP lbproxy_health_backends Backends that are watched, by what is thought of them.
+# TYPE lbproxy_health_backends gauge
+lbproxy_health_backends{state="ejected"} 2
+lbproxy_health_backends{state="healthy"} 5
+lbproxy_health_backends{state="suspect"} 0
+lbproxy_health_backends{state="unknown"} 0
+# HELP lbproxy_health_ejections_total Backends that were put out, by what was found against them.
+# TYPE lbproxy_health_ejections_total counter
+lbproxy_health_ejections_total{reason="probe"} 3
+lbproxy_health_ejections_total{reason="refused"} 1
+# HELP lbproxy_health_ignored_backends Backends that are ejected and take new connections all the same, because too few others are left.
+# TYPE lbproxy_health_ignored_backends gauge
+lbproxy_health_ignored_backends 1
+# HELP lbproxy_health_symptoms_lost_total Connections that did not fare well, which the agent was too slow to hear of.
+# TYPE lbproxy_health_symptoms_lost_total counter
+lbproxy_health_symptoms_lost_total 8
+# HELP lbproxy_health_transitions_total Changes of what is thought of a backend.
+# TYPE lbproxy_health_transitions_total counter
+lbproxy_health_transitions_total{from="healthy",to="ejected"} 4
+lbproxy_health_transitions_total{from="unknown",to="healthy"} 7
 # HELP lbproxy_map_capacity Entries that a kernel table has room for.
 # TYPE lbproxy_map_capacity gauge
 lbproxy_map_capacity{map="conns"} 100
@@ -188,6 +215,7 @@ func TestMetricsLint(t *testing.T) {
 	m.ObserveRequest("GET", "api:6443", 20*time.Millisecond)
 	m.ObserveNetworkProgramming(lb.IPv6, 1500*time.Millisecond)
 	m.ObserveProgramming(0.01)
+	m.ObserveProbe(lb.ProbeHTTP, 3*time.Millisecond, ProbeUnhealthy)
 	m.Answered("/healthz", 503)
 	m.Answered("/livez", 200)
 	m.Answered("/readyz", 200)
@@ -204,6 +232,8 @@ func TestMetricsLint(t *testing.T) {
 	_, body := get(t, MetricsHandler(Pages{Metrics: m.Gatherer(), Log: slog.New(slog.DiscardHandler)}), "/metrics")
 	for _, want := range []string{
 		`lbproxy_build_info{goversion="go`, `lbproxy_dataplane_info{dataplane="iptables"} 1`, `lbproxy_health_answers_total{code="503",endpoint="healthz"} 1`,
+		`lbproxy_health_probe_duration_seconds_bucket{kind="http",result="unhealthy",le="0.002"} 0`,
+		`lbproxy_health_probe_duration_seconds_bucket{kind="http",result="unhealthy",le="0.004"} 1`,
 		"lbproxy_sync_duration_seconds_count 2", "lbproxy_programming_latency_seconds_sum 0.01", "go_goroutines ",
 		`kubeproxy_proxy_healthz_total{code="503"} 1`, `kubeproxy_proxy_livez_total{code="200"} 1`,
 		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.001"} 1`,

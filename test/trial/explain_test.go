@@ -7,6 +7,7 @@ package trial
 import (
 	"encoding/json"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
@@ -101,5 +102,31 @@ func TestOutputForPrograms(t *testing.T) {
 	}
 	if err := conn.Close(t.Context(), "fin"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestHealthIsAsked of the agent that runs, and of nobody after that.
+func TestHealthIsAsked(t *testing.T) {
+	r := newRig(t)
+	r.put("web.yaml", r.manifest("web", webVIP, "backend1", "backend2"))
+	a := r.run()
+	r.lbproxy("get", "health", "-o", "json").want(t, 0, "")
+	known := r.lbproxy("get", "backends")
+	known.want(t, 0, "HEALTH")
+	if known.stderr != "" {
+		t.Errorf("beside an agent: stderr %q", known.stderr)
+	}
+	if code := a.end(syscall.SIGKILL); code != -1 {
+		t.Errorf("exit code %d, want -1: killed", code)
+	}
+	asked := r.lbproxy("get", "health")
+	asked.want(t, 1, "no agent answers at ")
+	asked.wantOneLine(t)
+	r.lbproxy("get", "backends").want(t, 0, "HEALTH", "health is not known: no agent answers at ")
+	r.lbproxy("explain", "--from=10.244.1.2", "--to="+string(webVIP)).want(t, 0, "HEALTH", "health is not known: ")
+	b := r.run() // in place of the socket that was left
+	r.lbproxy("get", "health").want(t, 0, "")
+	if code := b.end(syscall.SIGTERM); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
 	}
 }

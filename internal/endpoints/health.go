@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoints
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// The annotations of health that are named in the Problems of others; docs/HEALTH.md
+// explains all.
+const (
+	annotationCheck       = annotationPrefix + "health-check"
+	annotationCheckPort   = annotationCheck + "-port"
+	annotationCheckScript = annotationCheck + "-script"
+	annotationPassive     = annotationPrefix + "health-passive"
+)
+
+// defaultHealth returns how backends are watched where a Service does not say it.
+func (o *Options) defaultHealth() lb.Health {
+	if o.DefaultHealth == (lb.Health{}) {
+		return lb.DefaultHealth()
+	}
+	return o.DefaultHealth
+}
+
+// settleHealth takes back a probe that cannot be made of what the annotations say
+// together, and notes which of them have no effect.
+func (s *service) settleHealth(o *Options, p *problems) {
+	h := s.said.health.Or(o.defaultHealth())
+	if h.Probe.Kind == lb.ProbeExec && h.Probe.Script == "" {
+		p.add(annotationField(annotationCheck), ReasonInvalidAnnotation, errors.New("exec needs "+annotationCheckScript))
+		s.said.health.Probe.Kind = lb.ProbeDefault
+		return
+	}
+	foreign := len(s.units) > 0 && !slices.ContainsFunc(s.units, func(u unit) bool { return u.name.Proto == lb.TCP })
+	for i := range serviceAnnotations {
+		a := &serviceAnnotations[i]
+		if a.health == nil || !s.works(i) {
+			continue
+		}
+		err := a.health.Idle(h)
+		switch {
+		case err != nil || !foreign:
+		case a.key == annotationCheck && h.Probe.Kind != lb.ProbeNone && h.Probe.Kind != lb.ProbeExec && h.Probe.Port == 0:
+			err = fmt.Errorf("has no effect: the Service has no TCP port, and others are probed only by exec or at %s", annotationCheckPort)
+		case a.key == annotationPassive && h.Passive == lb.SwitchOn:
+			err = errors.New("has no effect without a TCP port")
+		}
+		if err != nil {
+			p.add(annotationField(a.key), ReasonNoEffect, err)
+		}
+	}
+}
