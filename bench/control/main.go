@@ -48,7 +48,7 @@ type plan struct {
 	settle  time.Duration // until memory is looked at
 	budget  time.Duration // for the changes of one kube-proxy
 	cold    time.Duration // for one start
-	long    time.Duration // after which nothing more is begun
+	long    time.Duration // after which no kube-proxy is begun, from the end of what is beside each other
 
 	compare scale // of what is measured beside each other
 	starts  int   // of each arm there
@@ -58,13 +58,13 @@ type plan struct {
 var (
 	quick = plan{
 		scales: []scale{{1000, 10}}, changes: 60, blocks: 2, rate: 1000, storm: time.Second,
-		settle: 2 * time.Second, budget: 3 * time.Second, cold: 30 * time.Second, long: 60 * time.Second,
+		settle: 2 * time.Second, budget: 3 * time.Second, cold: 30 * time.Second, long: 45 * time.Second,
 		compare: scale{1000, 10}, starts: 1, firsts: 50,
 	}
 	full = plan{
 		scales:  []scale{{1000, 10}, {10_000, 10}, {44_000, 10}, {1, 5000}},
 		changes: 300, blocks: 10, rate: 1000, storm: 5 * time.Second,
-		settle: 6 * time.Second, budget: 12 * time.Second, cold: 150 * time.Second, long: 25 * time.Minute,
+		settle: 6 * time.Second, budget: 12 * time.Second, cold: 150 * time.Second, long: 40 * time.Minute,
 		compare: scale{10_000, 10}, starts: 3, firsts: 100,
 	}
 )
@@ -102,7 +102,6 @@ func run(ctx context.Context) error {
 		return err
 	}
 	b.report.compared = b.compare
-	b.end = time.Now().Add(b.long)
 	if err := b.measure(ctx); err != nil {
 		return err
 	}
@@ -154,6 +153,7 @@ func (b *bench) measure(ctx context.Context) error {
 		return fmt.Errorf("beside: %w", err)
 	}
 	b.log("beside: all took %s", time.Since(begin).Round(time.Second))
+	b.end = time.Now().Add(b.long)
 	for _, s := range b.scales {
 		w, err := newWorld(s, false)
 		if err != nil {

@@ -57,6 +57,8 @@ type announcer func(name lb.ServiceName, text string)
 type kernel struct {
 	ebpf, iptables access
 	listen         func(ctx context.Context, network, addr string) (net.Listener, error) // at health check ports; nil: net.ListenConfig's
+	setOOMScore    func(n int) error                                                     // of this process; nil: nothing is set
+	setConntrack   func(config.Config, *slog.Logger)                                     // what is not set is logged; nil: nothing is
 }
 
 // access is how verbs get at one dataplane.
@@ -87,6 +89,8 @@ func isRunning(err error) bool {
 
 func realKernel() kernel {
 	return kernel{
+		setOOMScore:  setOOMScore,
+		setConntrack: setConntrack,
 		ebpf: access{
 			open: openEBPF,
 			view: func(c config.Config) (view, error) {

@@ -4,9 +4,11 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -15,16 +17,40 @@ import (
 	"github.com/lbproxy/lbproxy/internal/config"
 )
 
-// newLogger returns the agent's logger. What client-go logs goes there too, from now on.
-func newLogger(w io.Writer, cfg config.Config) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
+// newLogger returns the agent's logger, and its level, which may be changed. What
+// client-go logs goes there too, from now on.
+func newLogger(w io.Writer, cfg config.Config) (*slog.Logger, *slog.LevelVar) {
+	level := &slog.LevelVar{}
+	level.Set(cfg.LogLevel)
+	opts := &slog.HandlerOptions{Level: level}
 	var h slog.Handler = slog.NewTextHandler(w, opts)
 	if cfg.LogFormat == config.JSON {
 		h = slog.NewJSONHandler(w, opts)
 	}
 	clientLog.Store(&h)
 	takeClientLog()
-	return slog.New(h)
+	return slog.New(h), level
+}
+
+// verboseFrom is the verbosity of Kubernetes' components from which on they tell what is
+// for who looks for a fault.
+const verboseFrom = 4
+
+// verbosity returns what sets level as a verbosity of Kubernetes' components does: from
+// verboseFrom on everything is logged, below it what was configured.
+func verbosity(level *slog.LevelVar, configured slog.Level) func(string) error {
+	return func(s string) error {
+		v, err := strconv.ParseUint(s, 10, 31)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%q: want a number, %d or more for debug messages", s, verboseFrom)
+		case v >= verboseFrom:
+			level.Set(slog.LevelDebug)
+		default:
+			level.Set(configured)
+		}
+		return nil
+	}
 }
 
 // clientLog is where client-go's log goes.

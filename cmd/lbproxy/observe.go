@@ -17,7 +17,7 @@ type observer struct {
 	ready  <-chan struct{} // the first Sync waits until it is closed
 	before func(dataplane.Delta)
 	after  func(dataplane.Delta, error)
-	took   func(d time.Duration, changed [2]bool) // which families it was about: IPv4, IPv6
+	took   func(d time.Duration, changed [2]bool, full bool) // which families it was about: IPv4, IPv6
 }
 
 // timed is a dataplane whose Syncs are observed.
@@ -36,7 +36,7 @@ func (t timed) Sync(ctx context.Context, d dataplane.Delta) error {
 	t.before(d)
 	begin := time.Now()
 	err := t.Dataplane.Sync(ctx, d)
-	t.took(time.Since(begin), agent.Families(d))
+	t.took(time.Since(begin), agent.Families(d), d.Full)
 	t.after(d, err)
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/dataplane/ebpf"
 	"github.com/lbproxy/lbproxy/internal/dataplane/iptables"
 )
@@ -27,6 +28,8 @@ type ebpfPlane struct {
 	*ebpf.Dataplane
 	lock io.Closer // keeps the iptables dataplane away
 	log  *slog.Logger
+
+	known chan struct{} // capacity 1: after a full Sync more is known of what is translated
 }
 
 // openEBPF opens the eBPF dataplane. The lock of the other one keeps both apart.
@@ -42,7 +45,7 @@ func openEBPF(c config.Config, _ announcer, log *slog.Logger) (plane, error) {
 		}
 		return nil, err
 	}
-	p := &ebpfPlane{d, lock, log}
+	p := &ebpfPlane{d, lock, log, make(chan struct{}, 1)}
 	p.look()
 	return p, nil
 }
@@ -58,6 +61,18 @@ func (p *ebpfPlane) look() (again bool) {
 	return p.KeepTranslated(found)
 }
 
+// Sync applies d.
+func (p *ebpfPlane) Sync(ctx context.Context, d dataplane.Delta) error {
+	err := p.Dataplane.Sync(ctx, d)
+	if d.Full {
+		select {
+		case p.known <- struct{}{}:
+		default: // it is looked at once more anyway
+		}
+	}
+	return err
+}
+
 // Run runs the dataplane until ctx ends.
 func (p *ebpfPlane) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
@@ -69,6 +84,7 @@ func (p *ebpfPlane) Run(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-tick.C:
+			case <-p.known:
 			}
 		}
 		return nil

@@ -69,7 +69,7 @@ func testNode(t *testing.T, p plane) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := (&app{}).newNode(cfg, nil, own, src, p, choice{dataplane: config.EBPF}, newApproximations(log), log)
+	n, err := (&app{}).newNode(cfg, nil, own, src, p, choice{dataplane: config.EBPF}, newApproximations(log), log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

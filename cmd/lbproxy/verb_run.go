@@ -28,19 +28,28 @@ import (
 )
 
 func (a *app) runVerb() *cobra.Command {
-	return a.verb(&cobra.Command{
+	var initOnly bool
+	cmd := a.verb(&cobra.Command{
 		Use:   "run",
 		Short: "Serve the cluster's Services on this node",
 		Long: `Serve the cluster's Services on this node until SIGTERM or SIGINT. Stopping leaves
 everything in the kernel: connections go on and new ones are balanced over the
 backends known last. "lbproxy cleanup" removes it.`,
 	}, nil, func(cmd *cobra.Command, cfg config.Config, loader *config.Loader) error {
-		log := newLogger(a.stderr, cfg)
+		log, level := newLogger(a.stderr, cfg)
 		for _, name := range loader.Unknown() {
 			log.Warn("variable of the environment names no field", "variable", name)
 		}
+		if idle := loader.Idle(); len(idle) > 0 {
+			log.Warn("fields of kube-proxy's configuration have no effect", "fields", idle)
+		}
 		if mode := loader.ForeignMode(); mode != "" {
 			log.Warn("a mode of kube-proxy that lbproxy has not; auto is used", "mode", mode)
+		}
+		a.prepareNode(cfg, log)
+		if initOnly {
+			log.Info("the node is prepared; as init-only says, nothing is served")
+			return nil
 		}
 		if os.Getenv("GOGC") == "" {
 			debug.SetGCPercent(gcPercent)
@@ -48,12 +57,14 @@ backends known last. "lbproxy cleanup" removes it.`,
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
 		context.AfterFunc(ctx, stop) // a second signal ends the process at once
-		return a.serve(ctx, cfg, loader, log)
+		return a.serve(ctx, cfg, loader, log, level)
 	})
+	cmd.Flags().BoolVar(&initOnly, "init-only", false, "set the node's sysctls as kube-proxy does, and exit")
+	return cmd
 }
 
 // serve runs the agent until ctx ends.
-func (a *app) serve(ctx context.Context, cfg config.Config, loader *config.Loader, log *slog.Logger) (err error) {
+func (a *app) serve(ctx context.Context, cfg config.Config, loader *config.Loader, log *slog.Logger, level *slog.LevelVar) (err error) {
 	if cfg.NodeName == "" {
 		if cfg.NodeName, err = hostName(); err != nil {
 			return err
@@ -73,7 +84,7 @@ func (a *app) serve(ctx context.Context, cfg config.Config, loader *config.Loade
 		return fmt.Errorf("dataplane: %w", err)
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
-	n, err := a.newNode(cfg, loader, own, src, dp, chosen, approx, log)
+	n, err := a.newNode(cfg, loader, own, src, dp, chosen, approx, log, verbosity(level, cfg.LogLevel))
 	if err != nil {
 		return err
 	}
@@ -114,6 +125,7 @@ type node struct {
 
 func (a *app) newNode(
 	cfg config.Config, loader *config.Loader, own *ownNode, src *source, dp plane, chosen choice, approx *approximations, log *slog.Logger,
+	setVerbosity func(string) error,
 ) (*node, error) {
 	_, other := a.kernel.access(chosen.dataplane)
 	n := &node{cfg: cfg, dp: dp, chosen: chosen, approx: approx, src: src, told: own.told(), other: newSwitchover(cfg, dp, other, log)}
@@ -124,9 +136,11 @@ func (a *app) newNode(
 		Writes:       dp.Writes,
 		Status:       n.status,
 		Problems:     func() map[server.Problem]int { return countProblems(src.store.Problems()) },
+		Changes:      func() server.Changes { return countChanges(src.store.Tallies()) },
 		Approximated: approx.count,
 		Health:       n.healthNumbers,
 	})
+	countRequests(metrics)
 	checks := server.ServiceHealthOptions{
 		Healthy: func() bool { return n.health().Live() },
 		Addrs:   cfg.NodePortAddresses,
@@ -141,11 +155,11 @@ func (a *app) newNode(
 	if n.agent, err = agent.New(n.agentOptions(metrics, log)); err != nil {
 		return nil, err
 	}
-	configz := func() any { return map[string]any{"lbproxy": loader.Fields(), "sources": loader.Sources()} }
 	answers := server.HealthHandler(n.health, metrics.Answered)
 	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
-	numbers := server.MetricsHandler(metrics.Gatherer(), chosen.dataplane, configz, log)
-	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, numbers, log)
+	pages := n.pages(loader, log)
+	pages.Metrics, pages.SetVerbosity = metrics.Gatherer(), setVerbosity
+	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, server.MetricsHandler(pages), log)
 	if cfg.StateDir != "" {
 		n.control = &server.Control{Dir: cfg.StateDir, Verdicts: n.tell, Log: log}
 	}
@@ -155,6 +169,19 @@ func (a *app) newNode(
 		own.tell(dp.SetNode)
 	}
 	return n, nil
+}
+
+// pages are what the metrics server shows besides numbers.
+func (n *node) pages(loader *config.Loader, log *slog.Logger) server.Pages {
+	return server.Pages{
+		Mode:      n.chosen.dataplane,
+		Configz:   func() any { return map[string]any{"lbproxy": loader.Fields(), "sources": loader.Sources()} },
+		Flags:     func() map[string]string { return loader.Flagz() },
+		Version:   version,
+		Started:   time.Now(),
+		Profiling: n.cfg.Profiling,
+		Log:       log,
+	}
 }
 
 // tellStart tells what begins to run, and why it is not what it could be.
@@ -256,6 +283,11 @@ func (n *node) status() server.Status {
 		}
 	}
 	return out
+}
+
+// countChanges hands on what came in.
+func countChanges(t endpoints.Tallies) server.Changes {
+	return server.Changes{Services: server.Tally(t.Services), Endpoints: server.Tally(t.Slices)}
 }
 
 // countProblems counts problems by kind of object and reason.

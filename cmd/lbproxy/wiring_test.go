@@ -58,7 +58,7 @@ func TestObservedKeepsTheAuditor(t *testing.T) {
 		ready:  ready,
 		before: func(d dataplane.Delta) { told = append(told, fmt.Sprint("before ", d.Full)) },
 		after:  func(_ dataplane.Delta, err error) { told = append(told, fmt.Sprint("after ", err)) },
-		took:   func(_ time.Duration, changed [2]bool) { told = append(told, fmt.Sprint(changed)) },
+		took:   func(_ time.Duration, changed [2]bool, full bool) { told = append(told, fmt.Sprint(changed, full)) },
 	}
 	dp := observed(plane, o)
 	auditor, ok := dp.(dataplane.Auditor)
@@ -78,7 +78,7 @@ func TestObservedKeepsTheAuditor(t *testing.T) {
 	if err := dp.Sync(t.Context(), dataplane.Delta{Delete: []lb.ServiceName{six}}); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"before false", "[false true]", "after <nil>"}; !reflect.DeepEqual(told, want) {
+	if want := []string{"before false", "[false true] false", "after <nil>"}; !reflect.DeepEqual(told, want) {
 		t.Errorf("told of %q, want %q", told, want)
 	}
 	if _, ok := observed(&plane.fakePlane, o).(dataplane.Auditor); ok {

@@ -62,6 +62,9 @@ type Config struct {
 	HealthzBindAddress  netip.AddrPort // zero: no server
 	MetricsBindAddress  netip.AddrPort // zero: no server
 	BindAddressHardFail bool
+	Profiling           bool // the metrics server shows profiles of the agent, and takes its verbosity
+
+	OOMScoreAdj int // of the agent, -1000 to 1000
 
 	LogLevel  slog.Level
 	LogFormat string // Text or JSON
@@ -104,7 +107,7 @@ type IPTablesConfig struct {
 	LocalhostNodePorts bool   // NodePorts are served at 127.0.0.1
 }
 
-// ConntrackConfig is what the iptables dataplane makes of the node's sysctls; what is
+// ConntrackConfig is what becomes of the node's sysctls of connection tracking; what is
 // zero or false stays as it is.
 type ConntrackConfig struct {
 	MaxPerCore       uint32 // entries of the table for each CPU
@@ -143,6 +146,7 @@ func Default() Config {
 		NodeWeights:        true,
 		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:10256"),
 		MetricsBindAddress: netip.MustParseAddrPort("127.0.0.1:10249"),
+		OOMScoreAdj:        -999,
 		LogFormat:          Text,
 		SyncPeriod:         30 * time.Second,
 		AuditPeriod:        time.Minute,
@@ -189,6 +193,9 @@ func (l *Loader) register(checkAlgorithm func(string) error) {
 	add(l, &c.MetricsBindAddress, "metrics-bind-address", "ip:port", "where /metrics is served; empty: nowhere", bindAddress(10249), formatAddrPort)
 	addBool(l, &c.BindAddressHardFail, "bind-address-hard-fail", "exit when one of these addresses cannot be bound, instead of trying again")
 
+	addBool(l, &c.Profiling, "profiling", "serve /debug/pprof, and PUT /debug/flags/v for the verbosity of the log, at metrics-bind-address")
+	add(l, &c.OOMScoreAdj, "oom-score-adj", "n", "how readily the kernel ends the agent when memory is short, from -1000 to 1000", oomScoreAdj, format)
+
 	add(l, &c.LogLevel, "log-level", "level", "debug, info, warn or error", logLevel, formatLevel)
 	add(l, &c.LogFormat, "log-format", "name", "text or json", oneOf(Text, JSON), format)
 
@@ -226,26 +233,26 @@ func (l *Loader) registerHealth() {
 	add(l, &c.Scripts.User, "health-script-user", "uid:gid", "the unprivileged user and group that scripts run as", user, format)
 }
 
-// registerIPTables lists the fields of the iptables dataplane. Their names and defaults
-// are kube-proxy's.
+// registerIPTables lists the fields of the iptables dataplane, and of connection
+// tracking. Their names and defaults are kube-proxy's.
 func (l *Loader) registerIPTables() {
 	c, t := &l.config.IPTables, &l.config.Conntrack
 	add(l, &c.Backend, "iptables-backend", "name", "which iptables command the iptables dataplane uses: nft, legacy, or auto: the one that the node uses", oneOf(Auto, NFT, Legacy), format)
 	add(l, &c.MasqueradeBit, "iptables-masquerade-bit", "n", "the bit of the packet mark by which the iptables dataplane knows what to masquerade, 0 to 31", bit, format)
 	addBool(l, &c.LocalhostNodePorts, "iptables-localhost-nodeports", "serve NodePorts at 127.0.0.1 with the iptables dataplane, which sets route_localnet")
 
-	const dp = "; iptables dataplane only"
-	add(l, &t.MaxPerCore, "conntrack-max-per-core", "n", "connections that netfilter may track for each CPU; 0: as it is"+dp, anyCount, format)
-	add(l, &t.Min, "conntrack-min", "n", "and at least so many, whatever conntrack-max-per-core says"+dp, anyCount, format)
-	add(l, &t.TCPEstablished, "conntrack-tcp-timeout-established", "duration", "idle time after which netfilter forgets an established TCP connection; 0s: as it is"+dp, timeout, format)
-	add(l, &t.TCPCloseWait, "conntrack-tcp-timeout-close-wait", "duration", "the same in CLOSE_WAIT"+dp, timeout, format)
-	addBool(l, &t.TCPBeLiberal, "conntrack-tcp-be-liberal", "let netfilter track TCP packets outside the window, instead of dropping what it calls invalid"+dp)
-	add(l, &t.UDPTimeout, "conntrack-udp-timeout", "duration", "the same of UDP without an answer; 0s: as it is"+dp, timeout, format)
-	add(l, &t.UDPStreamTimeout, "conntrack-udp-timeout-stream", "duration", "the same of UDP with answers; 0s: as it is"+dp, timeout, format)
+	add(l, &t.MaxPerCore, "conntrack-max-per-core", "n", "connections that netfilter may track for each CPU; 0: as it is", anyCount, format)
+	add(l, &t.Min, "conntrack-min", "n", "and at least so many, whatever conntrack-max-per-core says", anyCount, format)
+	add(l, &t.TCPEstablished, "conntrack-tcp-timeout-established", "duration", "idle time after which netfilter forgets an established TCP connection; 0s: as it is", timeout, format)
+	add(l, &t.TCPCloseWait, "conntrack-tcp-timeout-close-wait", "duration", "the same in CLOSE_WAIT", timeout, format)
+	addBool(l, &t.TCPBeLiberal, "conntrack-tcp-be-liberal", "let netfilter track TCP packets outside the window, instead of dropping what it calls invalid")
+	add(l, &t.UDPTimeout, "conntrack-udp-timeout", "duration", "the same of UDP without an answer; 0s: as it is", timeout, format)
+	add(l, &t.UDPStreamTimeout, "conntrack-udp-timeout-stream", "duration", "the same of UDP with answers; 0s: as it is", timeout, format)
 }
 
 // aliases are other names of flags, from kube-proxy.
 var aliases = map[string]string{
+	"enable-profiling":  "profiling", // in its file
 	"hostname-override": "node-name",
 	"proxy-mode":        "dataplane",
 }

@@ -99,6 +99,8 @@ nodeWeights: false
 healthzBindAddress: ":20256"
 metricsBindAddress: "::1"
 bindAddressHardFail: yes
+profiling: true
+oomScoreAdj: -500
 logLevel: debug
 logFormat: json
 maxServices: 1
@@ -162,7 +164,7 @@ func TestEveryFieldFromTheFile(t *testing.T) {
 		NodePortAddresses: lb.NodePortAddresses{Primary: true, Ranges: []netip.Prefix{
 			netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
 		}},
-		MasqueradeAll: true, BindAddressHardFail: true,
+		MasqueradeAll: true, BindAddressHardFail: true, Profiling: true, OOMScoreAdj: -500,
 		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:20256"),
 		MetricsBindAddress: netip.MustParseAddrPort("[::1]:10249"),
 		LogLevel:           slog.LevelDebug, LogFormat: "json",
@@ -240,14 +242,14 @@ func TestAliases(t *testing.T) {
 		name, file string
 		env, args  []string
 	}{
-		{name: "flags", args: []string{"--hostname-override=n", "--proxy-mode=ebpf"}},
-		{name: "environment", env: []string{"LBPROXY_HOSTNAME_OVERRIDE=n", "LBPROXY_PROXY_MODE=ebpf"}},
-		{name: "file", file: "{hostnameOverride: \"n\", proxyMode: ebpf}"},
+		{name: "flags", args: []string{"--hostname-override=n", "--proxy-mode=ebpf", "--profiling"}},
+		{name: "environment", env: []string{"LBPROXY_HOSTNAME_OVERRIDE=n", "LBPROXY_PROXY_MODE=ebpf", "LBPROXY_ENABLE_PROFILING=true"}},
+		{name: "file", file: "{hostnameOverride: \"n\", proxyMode: ebpf, enableProfiling: true}"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, c, err := load(t, tc.file, tc.env, tc.args)
-			if err != nil || c.NodeName != "n" || c.Dataplane != EBPF {
-				t.Errorf("got %q, %q, %v; want n, ebpf", c.NodeName, c.Dataplane, err)
+			if err != nil || c.NodeName != "n" || c.Dataplane != EBPF || !c.Profiling {
+				t.Errorf("got %q, %q, %t, %v; want n, ebpf, true", c.NodeName, c.Dataplane, c.Profiling, err)
 			}
 		})
 	}
@@ -294,6 +296,7 @@ func TestBadValues(t *testing.T) {
 		{name: "conntrack timeout without a unit", file: "conntrackTCPTimeoutEstablished: 60", want: []string{`"60": want a duration such as 30s`}},
 		{name: "algorithm from the file", file: "algorithm: fastest",
 			want: []string{"algorithm (from ", "c.yaml: algorithm): unknown algorithm"}},
+		{name: "oom score", file: "oomScoreAdj: 1001", want: []string{"oom-score-adj (from ", `"1001": want a number from -1000 to 1000`}},
 		{name: "range", env: []string{"LBPROXY_CLUSTER_CIDR=10.0.0.1"}, want: []string{"cluster-cidr", "want a range such as 10.0.0.0/8"}},
 		{name: "prefix", env: []string{"LBPROXY_NODEPORT_ADDRESSES=primary,secondary"},
 			want: []string{"nodeport-addresses (from LBPROXY_NODEPORT_ADDRESSES)", `"secondary": want a range such as`, "or primary, localhost, all"}},

@@ -40,7 +40,7 @@ func (v *value[T]) Type() string { return v.typ }
 
 func (v *value[T]) plain() any {
 	switch field := any(*v.field).(type) {
-	case bool, uint32, uint8:
+	case bool, uint32, uint8, int:
 		return field
 	}
 	if s := v.format(*v.field); v.typ == "bool" {

@@ -54,6 +54,7 @@ type Loader struct {
 	flags   *pflag.FlagSet
 	sources map[string]string // by flag name
 	unknown []string
+	idle    []string // fields of kube-proxy's file that have no effect
 
 	foreignMode string // of kube-proxy, which Dataplane was given as; empty: none
 }
@@ -139,6 +140,10 @@ func (l *Loader) combinations() (errs []error) {
 // no field. Those that Kubernetes sets for a Service named lbproxy do not count.
 func (l *Loader) Unknown() []string { return l.unknown }
 
+// Idle returns the fields of kube-proxy's file that say something and have no effect,
+// sorted.
+func (l *Loader) Idle() []string { return l.idle }
+
 // ForeignMode returns the mode of kube-proxy that was given for the dataplane and that
 // lbproxy has not, so that Auto is used in its place; or nothing.
 func (l *Loader) ForeignMode() string { return l.foreignMode }
@@ -148,6 +153,13 @@ func (l *Loader) Fields() map[string]any {
 	fields := map[string]any{}
 	l.flags.VisitAll(func(f *pflag.Flag) { fields[fieldName(f.Name)] = f.Value.(plain).plain() })
 	return fields
+}
+
+// Flagz returns every flag with its value as text.
+func (l *Loader) Flagz() map[string]string {
+	flags := map[string]string{}
+	l.flags.VisitAll(func(f *pflag.Flag) { flags[f.Name] = f.Value.String() })
+	return flags
 }
 
 // Sources returns where each field is from that is not a default, by its name in
@@ -230,9 +242,11 @@ func (l *Loader) fromFile() []error {
 		err = fmt.Errorf("%s: %w", l.path, err)
 		return []error{&Error{configFlag, l.origin(configFlag), err}}
 	}
-	if kind, ok := fields["kind"]; ok {
-		err := fmt.Errorf("is a %v: want a flat list of fields such as nodeName: worker-1", kind)
+	switch theirs, err := isKubeProxy(fields); {
+	case err != nil:
 		return []error{&Error{configFlag, l.path, err}}
+	case theirs:
+		return l.fromKubeProxy(fields)
 	}
 	known := l.names(fieldName)
 	delete(known, fieldName(configFlag))

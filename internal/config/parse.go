@@ -257,6 +257,15 @@ func bit(s string) (uint8, error) {
 	return uint8(n), nil
 }
 
+// oomScoreAdj reads what /proc/self/oom_score_adj takes.
+func oomScoreAdj(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < -1000 || n > 1000 {
+		return 0, fmt.Errorf("%q: want a number from -1000 to 1000", s)
+	}
+	return n, nil
+}
+
 // seed reads a 64-bit number, decimal or hexadecimal.
 func seed(s string) (uint64, error) {
 	digits, base := s, 10

@@ -30,7 +30,14 @@ func (s *Store) touch(e *entry) {
 	}
 }
 
+// touchSlice is touch for a slice of e that changed.
+func (s *Store) touchSlice(e *entry) {
+	s.tallies.Slices.Pending++
+	s.touch(e)
+}
+
 func (s *Store) putService(svc *service) {
+	s.tallies.Services.Total++
 	e := s.entry(svc.obj)
 	svc.settle(e.svc, &s.opts)
 	if e.svc != nil && e.svc.equal(svc) {
@@ -41,12 +48,14 @@ func (s *Store) putService(svc *service) {
 
 func (s *Store) dropService(obj lb.Object) {
 	if e := s.entries[obj]; e != nil && e.svc != nil {
+		s.tallies.Services.Total++
 		s.setService(e, nil)
 	}
 }
 
 // setService replaces e's Service and its claims.
 func (s *Store) setService(e *entry, svc *service) {
+	s.tallies.Services.Pending++
 	s.eachKey(e, s.claims.remove)
 	e.svc = svc
 	s.eachKey(e, s.claims.add)
@@ -76,6 +85,7 @@ func (s *Store) putSlice(sl *slice) {
 	if sl.service == "" {
 		return
 	}
+	s.tallies.Slices.Total++
 	e := s.entry(lb.Object{Namespace: sl.obj.Namespace, Name: sl.service})
 	sl.obj.Namespace, sl.service = e.obj.Namespace, e.obj.Name // one copy of the strings
 	i, found := slices.BinarySearchFunc(e.slices, sl, compareSlices)
@@ -84,7 +94,7 @@ func (s *Store) putSlice(sl *slice) {
 		e.slices = slices.Insert(e.slices, i, sl)
 		s.slices[sl.obj] = e
 		s.trigger(e, sl.triggered)
-		s.touch(e)
+		s.touchSlice(e)
 		return
 	}
 	old := e.slices[i]
@@ -100,7 +110,7 @@ func (s *Store) putSlice(sl *slice) {
 	if sl.triggered != old.triggered {
 		s.trigger(e, sl.triggered)
 	}
-	s.touch(e)
+	s.touchSlice(e)
 }
 
 // trigger notes when a change of e came about, unless that was before this process.
@@ -133,7 +143,8 @@ func (s *Store) dropSlice(obj lb.Object) {
 		s.reindex(e, sl, nil)
 		return true
 	})
-	s.touch(e)
+	s.tallies.Slices.Total++
+	s.touchSlice(e)
 }
 
 // replaceServices makes list the Services that exist.

@@ -66,6 +66,7 @@ type Store struct {
 	problems tracker
 	fresh    []Problem   // to be reported when the lock is released
 	scratch  []candidate // memory for resolve
+	tallies  Tallies
 
 	wideFrom  int    // as the constant; tests have another
 	weighings uint64 // how often weights has changed
@@ -201,6 +202,7 @@ func (s *Store) Take() (changes []lb.Change, full bool) {
 		if len(s.waiting) > 0 {
 			return
 		}
+		s.tallies.Services.Pending, s.tallies.Slices.Pending = 0, 0
 		full = !s.taken
 		s.taken = true
 		dirty := s.dirty
@@ -234,6 +236,23 @@ func (s *Store) Problems() []Problem {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.problems.all()
+}
+
+// Tally counts events of one kind of object.
+type Tally struct {
+	Total   uint64
+	Pending uint64 // that changed something, and that no Take has taken up
+}
+
+// Tallies are those of Services and of EndpointSlices.
+type Tallies struct{ Services, Slices Tally }
+
+// Tallies returns how many events there have been. An object that is listed again is
+// an event, as in kube-proxy.
+func (s *Store) Tallies() Tallies {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tallies
 }
 
 // UID returns the UID of a Service, or "" if it has none or is not there.

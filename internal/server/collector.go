@@ -154,6 +154,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if c.src.Status != nil {
 		o.status(c.src.Status())
 	}
+	if c.src.Changes != nil {
+		o.changes(c.src.Changes())
+	}
 	if c.src.Problems != nil {
 		for p, n := range c.src.Problems() {
 			o.gauge(descProblems, float64(n), p.Kind, p.Reason)

@@ -13,30 +13,36 @@ import (
 
 // Metrics under kube-proxy's names, so that dashboards go on. There are only those
 // that mean the same here; names, labels and buckets are kube-proxy's.
-// Source: Kubernetes 1.37 pkg/proxy/metrics/metrics.go.
+// Source: Kubernetes 1.37 pkg/proxy/metrics/metrics.go, and of the client of the API
+// server staging/src/k8s.io/component-base/metrics/prometheus/restclient/metrics.go.
 //
-// Not here: ..._service_changes_..., ..._endpoint_changes_... (kube-proxy counts every
-// event of an object; here events that make no difference are gone before they are
-// counted), and what tells of iptables, nftables and conntrack.
+// Not here: what tells of iptables, nftables and conntrack.
 type kubeProxyMetrics struct {
-	syncs   *prometheus.HistogramVec
-	network *prometheus.HistogramVec
-	answers map[string]*prometheus.CounterVec // by endpoint
+	syncs    *prometheus.HistogramVec
+	full     *prometheus.HistogramVec // of those, syncs of everything
+	partial  *prometheus.HistogramVec // and of what changed
+	network  *prometheus.HistogramVec
+	answers  map[string]*prometheus.CounterVec // by endpoint
+	requests *prometheus.CounterVec            // to the API server
+	latency  *prometheus.HistogramVec
 }
 
 const kubeProxyFamily = "ip_family"
 
 func newKubeProxyMetrics() kubeProxyMetrics {
 	byFamily := []string{kubeProxyFamily}
+	syncs := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: name, Help: help, Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
+		}, byFamily)
+	}
 	answers := func(name, help string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"code"})
 	}
 	m := kubeProxyMetrics{
-		syncs: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "kubeproxy_sync_proxy_rules_duration_seconds",
-			Help:    "Time a sync took that changed Services of a family, as kube-proxy has it.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
-		}, byFamily),
+		syncs:   syncs("kubeproxy_sync_proxy_rules_duration_seconds", "Time a sync took that changed Services of a family, as kube-proxy has it."),
+		full:    syncs("kubeproxy_sync_full_proxy_rules_duration_seconds", "Time a sync of everything took, as kube-proxy has it."),
+		partial: syncs("kubeproxy_sync_partial_proxy_rules_duration_seconds", "Time a sync of what had changed took, as kube-proxy has it."),
 		network: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "kubeproxy_network_programming_duration_seconds",
 			Help: "Time from what made endpoints change until the change was in the kernel, as kube-proxy has it.",
@@ -51,34 +57,70 @@ func newKubeProxyMetrics() kubeProxyMetrics {
 			"healthz": answers("kubeproxy_proxy_healthz_total", "Answers of /healthz by HTTP code, as kube-proxy has it."),
 			"livez":   answers("kubeproxy_proxy_livez_total", "Answers of /livez by HTTP code, as kube-proxy has it."),
 		},
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rest_client_requests_total", Help: "Requests to the API server by HTTP code, method and host.",
+		}, []string{"code", "method", "host"}),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "rest_client_request_duration_seconds", Help: "Time until the API server answered, by verb and host.",
+			Buckets: []float64{0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60},
+		}, []string{"verb", "host"}),
 	}
 	for _, f := range families {
-		m.syncs.WithLabelValues(f.String())
-		m.network.WithLabelValues(f.String())
+		for _, v := range []*prometheus.HistogramVec{m.syncs, m.full, m.partial, m.network} {
+			v.WithLabelValues(f.String())
+		}
 	}
 	return m
 }
 
 // all returns what a registry takes.
 func (m kubeProxyMetrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.syncs, m.network, m.answers["healthz"], m.answers["livez"]}
+	return []prometheus.Collector{
+		m.syncs, m.full, m.partial, m.network, m.answers["healthz"], m.answers["livez"], m.requests, m.latency,
+	}
 }
 
-func (m kubeProxyMetrics) observeSync(d time.Duration, changed [2]bool) {
+func (m kubeProxyMetrics) observeSync(d time.Duration, changed [2]bool, full bool) {
+	kind := m.partial
+	if full {
+		kind = m.full
+	}
 	for i, f := range families {
 		if changed[i] {
 			m.syncs.WithLabelValues(f.String()).Observe(d.Seconds())
+			kind.WithLabelValues(f.String()).Observe(d.Seconds())
 		}
 	}
 }
 
-// Descriptions of what is read at a scrape. The last is a gauge, whatever its name.
+// Requested records an answer of the API server.
+func (m *Metrics) Requested(code, method, host string) {
+	m.kubeProxy.requests.WithLabelValues(code, method, host).Inc()
+}
+
+// ObserveRequest records how long the API server took to begin an answer.
+func (m *Metrics) ObserveRequest(verb, host string, d time.Duration) {
+	m.kubeProxy.latency.WithLabelValues(verb, host).Observe(d.Seconds())
+}
+
+// Descriptions of what is read at a scrape. Of endpoints that are not local there is a
+// gauge, whatever its name.
 var (
 	descRulesSynced = kubeProxyDesc("sync_proxy_rules_last_timestamp_seconds", "When changes of a family were last applied.")
 	descRulesQueued = kubeProxyDesc("sync_proxy_rules_last_queued_timestamp_seconds", "When a change of a family last came in.")
 	descNoLocal     = kubeProxyDesc("sync_proxy_rules_no_local_endpoints_total",
 		"Service ports whose traffic policy is Local and whose endpoints are all on other nodes.", labelNames("traffic_policy")...)
+
+	descServiceEvents  = kubeProxyTotal("service_changes_total", "Events of Services.")
+	descServicePending = kubeProxyTotal("service_changes_pending", "Changes of Services that no sync has taken up.")
+	descSliceEvents    = kubeProxyTotal("endpoint_changes_total", "Events of EndpointSlices.")
+	descSlicePending   = kubeProxyTotal("endpoint_changes_pending", "Changes of EndpointSlices that no sync has taken up.")
 )
+
+// kubeProxyTotal describes what is not told by family.
+func kubeProxyTotal(name, help string) described {
+	return described{Desc: prometheus.NewDesc("kubeproxy_sync_proxy_rules_"+name, help, nil, nil)}
+}
 
 func kubeProxyDesc(name, help string, more ...*string) described {
 	d := described{names: append(labelNames(kubeProxyFamily), more...)}
@@ -100,6 +142,14 @@ func (o out) family(f lb.Family, st FamilyStatus) {
 	}
 	o.gauge(descNoLocal, float64(st.NoLocalInternal), f.String(), "internal")
 	o.gauge(descNoLocal, float64(st.NoLocalExternal), f.String(), "external")
+}
+
+// changes sends how much has come in.
+func (o out) changes(c Changes) {
+	o.counter(descServiceEvents, c.Services.Total)
+	o.gauge(descServicePending, float64(c.Services.Pending))
+	o.counter(descSliceEvents, c.Endpoints.Total)
+	o.gauge(descSlicePending, float64(c.Endpoints.Pending))
 }
 
 // seconds returns t as Prometheus has timestamps.

@@ -45,6 +45,18 @@ type Problem struct {
 	Reason string
 }
 
+// Changes counts what came in from the API server, or from a directory.
+type Changes struct {
+	Services  Tally
+	Endpoints Tally // EndpointSlices
+}
+
+// Tally counts events of objects.
+type Tally struct {
+	Total   uint64
+	Pending uint64 // that no sync has taken up; events that change nothing do not count
+}
+
 // Sources are what a Metrics reads when it is scraped. What is nil is left out.
 // All are called from any goroutine.
 type Sources struct {
@@ -52,6 +64,7 @@ type Sources struct {
 	Writes   func() uint64                   // to kernel tables
 	Status   func() Status
 	Problems func() map[Problem]int // how much objects ask for in vain
+	Changes  func() Changes
 
 	Health func() HealthStats // of backends
 
@@ -136,10 +149,10 @@ func NewMetrics(version string, src Sources) *Metrics {
 func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
 
 // ObserveSync records how long one Sync of the dataplane took, and which families
-// (IPv4, IPv6) it changed.
-func (m *Metrics) ObserveSync(d time.Duration, changed [2]bool) {
+// (IPv4, IPv6) it changed; full says that it was of everything.
+func (m *Metrics) ObserveSync(d time.Duration, changed [2]bool, full bool) {
 	m.syncs.Observe(d.Seconds())
-	m.kubeProxy.observeSync(d, changed)
+	m.kubeProxy.observeSync(d, changed, full)
 }
 
 // ObserveProgramming records how many seconds a change took from its event to

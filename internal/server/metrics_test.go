@@ -64,12 +64,25 @@ func sources(t *testing.T) Sources {
 				Ejections:   map[string]uint64{"probe": 3, "refused": 1},
 			}
 		},
+		Changes:      func() Changes { return Changes{Services: Tally{12, 1}, Endpoints: Tally{345, 6}} },
 		Dataplane:    "iptables",
 		Approximated: func() map[string]int { return map[string]int{"least-time": 3} },
 	}
 }
 
 const wantMetrics = `
+# HELP kubeproxy_sync_proxy_rules_endpoint_changes_pending Changes of EndpointSlices that no sync has taken up.
+# TYPE kubeproxy_sync_proxy_rules_endpoint_changes_pending gauge
+kubeproxy_sync_proxy_rules_endpoint_changes_pending 6
+# HELP kubeproxy_sync_proxy_rules_endpoint_changes_total Events of EndpointSlices.
+# TYPE kubeproxy_sync_proxy_rules_endpoint_changes_total counter
+kubeproxy_sync_proxy_rules_endpoint_changes_total 345
+# HELP kubeproxy_sync_proxy_rules_service_changes_pending Changes of Services that no sync has taken up.
+# TYPE kubeproxy_sync_proxy_rules_service_changes_pending gauge
+kubeproxy_sync_proxy_rules_service_changes_pending 1
+# HELP kubeproxy_sync_proxy_rules_service_changes_total Events of Services.
+# TYPE kubeproxy_sync_proxy_rules_service_changes_total counter
+kubeproxy_sync_proxy_rules_service_changes_total 12
 # HELP kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds When a change of a family last came in.
 # TYPE kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds gauge
 kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"} 1000.25
@@ -196,7 +209,10 @@ func TestCollector(t *testing.T) {
 
 func TestMetricsLint(t *testing.T) {
 	m := NewMetrics("v1", sources(t))
-	m.ObserveSync(time.Millisecond, [2]bool{true, false})
+	m.ObserveSync(time.Millisecond, [2]bool{true, false}, false)
+	m.ObserveSync(time.Second, [2]bool{true, true}, true)
+	m.Requested("200", "GET", "api:6443")
+	m.ObserveRequest("GET", "api:6443", 20*time.Millisecond)
 	m.ObserveNetworkProgramming(lb.IPv6, 1500*time.Millisecond)
 	m.ObserveProgramming(0.01)
 	m.ObserveProbe(lb.ProbeHTTP, 3*time.Millisecond, ProbeUnhealthy)
@@ -213,16 +229,23 @@ func TestMetricsLint(t *testing.T) {
 		}
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
-	_, body := get(t, MetricsHandler(m.Gatherer(), "ebpf", nil, slog.New(slog.DiscardHandler)), "/metrics")
+	_, body := get(t, MetricsHandler(Pages{Metrics: m.Gatherer(), Log: slog.New(slog.DiscardHandler)}), "/metrics")
 	for _, want := range []string{
 		`lbproxy_build_info{goversion="go`, `lbproxy_dataplane_info{dataplane="iptables"} 1`, `lbproxy_health_answers_total{code="503",endpoint="healthz"} 1`,
 		`lbproxy_health_probe_duration_seconds_bucket{kind="http",result="unhealthy",le="0.002"} 0`,
 		`lbproxy_health_probe_duration_seconds_bucket{kind="http",result="unhealthy",le="0.004"} 1`,
-		"lbproxy_sync_duration_seconds_count 1", "lbproxy_programming_latency_seconds_sum 0.01", "go_goroutines ",
+		"lbproxy_sync_duration_seconds_count 2", "lbproxy_programming_latency_seconds_sum 0.01", "go_goroutines ",
 		`kubeproxy_proxy_healthz_total{code="503"} 1`, `kubeproxy_proxy_livez_total{code="200"} 1`,
 		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.001"} 1`,
-		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="16.384"} 1`,
-		`kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv6"} 0`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="16.384"} 2`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1`,
+		`kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.512"} 0`,
+		`kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family="IPv6",le="1.024"} 1`,
+		`kubeproxy_sync_partial_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="16.384"} 1`,
+		`kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family="IPv6"} 0`,
+		`rest_client_requests_total{code="200",host="api:6443",method="GET"} 1`,
+		`rest_client_request_duration_seconds_bucket{host="api:6443",verb="GET",le="0.005"} 0`,
+		`rest_client_request_duration_seconds_bucket{host="api:6443",verb="GET",le="0.025"} 1`,
 		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv6",le="1"} 0`,
 		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv6",le="2"} 1`,
 		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv6",le="115"} 1`,
@@ -239,7 +262,7 @@ func TestScrapeErrorIsCounted(t *testing.T) {
 	src := sources(t)
 	src.Stats = func() (dataplane.Stats, error) { return dataplane.Stats{}, errors.New("map is gone") }
 	var log strings.Builder
-	h := MetricsHandler(NewMetrics("v1", src).Gatherer(), "ebpf", nil, slog.New(slog.NewTextHandler(&log, nil)))
+	h := MetricsHandler(Pages{Metrics: NewMetrics("v1", src).Gatherer(), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	for n := 1; n <= 2; n++ {
 		code, body := get(t, h, "/metrics")
 		if want := fmt.Sprintf("lbproxy_scrape_errors_total %d", n); code != 200 || !strings.Contains(body, want) {

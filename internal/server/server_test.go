@@ -20,8 +20,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
@@ -147,7 +145,7 @@ func TestHealthAnswersAnyMethod(t *testing.T) {
 	health := HealthHandler(func() Health {
 		return Health{Families: [2]FamilyHealth{{Live: true}, {Live: true}}, Synced: true, NodeEligible: true}
 	}, nil)
-	numbers := MetricsHandler(prometheus.NewRegistry(), "ebpf", func() any { return nil }, slog.New(slog.DiscardHandler))
+	numbers := MetricsHandler(pages())
 	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions, "PROBE"} {
 		for _, at := range []struct {
 			h    http.Handler
@@ -159,20 +157,6 @@ func TestHealthAnswersAnyMethod(t *testing.T) {
 				t.Errorf("%s %s: code %d, want 200", method, at.path, rec.Code)
 			}
 		}
-	}
-}
-
-func TestMetricsServer(t *testing.T) {
-	h := MetricsHandler(prometheus.NewRegistry(), "ebpf", func() any { return map[string]int{"a": 1} }, slog.New(slog.DiscardHandler))
-	for path, want := range map[string]string{
-		"/healthz": "ok", "/proxyMode": "ebpf", "/configz": "{\"a\":1}\n", "/metrics": "",
-	} {
-		if code, body := get(t, h, path); code != 200 || body != want {
-			t.Errorf("%s: %d %q, want 200 %q", path, code, body, want)
-		}
-	}
-	if code, _ := get(t, h, "/nothing"); code != 404 {
-		t.Errorf("unknown path: code %d, want 404", code)
 	}
 }
 

@@ -99,6 +99,7 @@ type Dataplane struct {
 	recounted  recount
 	complete   bool    // a full Sync was made
 	translated [2]bool // netfilter translates connections to frontends of IPv4, IPv6
+	unsure     [2]bool // that it does not, until complete
 	left       leftovers
 	cursor     cursor
 }
@@ -284,8 +285,9 @@ func (d *Dataplane) syncPodRanges() error {
 	return nil
 }
 
-// syncTable makes a small hash table equal to want.
-func syncTable[K, V comparable](m *maps, table *ebpf.Map, want map[K]V) error {
+// syncTable makes a small hash table equal to want. If that does not fit, those of first
+// do before the others, in their order.
+func syncTable[K, V comparable](m *maps, table *ebpf.Map, want map[K]V, first ...K) error {
 	var (
 		k     K
 		v     V
@@ -304,18 +306,32 @@ func syncTable[K, V comparable](m *maps, table *ebpf.Map, want map[K]V) error {
 			stale = append(stale, k)
 		}
 	}
-	for k, v := range want {
-		if old, ok := have[k]; ok && old == v {
-			continue
-		}
-		if err := m.put(table, k, v); err != nil {
-			return err
-		}
-	}
-	for _, k := range stale {
+	for _, k := range stale { // which makes room
 		if err := m.remove(table, k); err != nil {
 			return err
 		}
+	}
+	var failed error
+	misfits := 0
+	tried := make(map[K]bool, len(first))
+	put := func(k K) {
+		if old, ok := have[k]; ok && old == want[k] || tried[k] {
+			return
+		}
+		tried[k] = true
+		if err := m.put(table, k, want[k]); err != nil {
+			misfits++
+			failed = err
+		}
+	}
+	for _, k := range first {
+		put(k)
+	}
+	for k := range want {
+		put(k)
+	}
+	if failed != nil {
+		return fmt.Errorf("%d of %d entries are not stored: %w", misfits, len(want), failed)
 	}
 	return nil
 }

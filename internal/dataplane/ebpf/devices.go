@@ -155,12 +155,20 @@ func (d *Dataplane) syncNodePorts(net *nodeNet) error {
 		return nil
 	}
 	ports := map[lbAddr]uint32{}
+	var named, others []lbAddr // by the Node object, which are those that clients know
 	for _, a := range net.addrs {
-		if d.opts.NodePorts.Serves(a.addr, node) {
-			ports[addrOf(a.addr)] = 1
+		if !d.opts.NodePorts.Serves(a.addr, node) {
+			continue
+		}
+		key := addrOf(a.addr)
+		ports[key] = 1
+		if slices.Contains(node.Addrs, a.addr) {
+			named = append(named, key)
+		} else {
+			others = append(others, key)
 		}
 	}
-	return syncTable(d.maps, d.maps.byName[lbMapNodeAddrs], ports)
+	return syncTable(d.maps, d.maps.byName[lbMapNodeAddrs], ports, append(named, others...)...)
 }
 
 // source returns the address from which packets leave through a device: its own

@@ -27,6 +27,7 @@ func (d *Dataplane) restore() error {
 		return err
 	}
 	d.restoreClusterIPs()
+	d.restoreTranslated()
 	if err := d.restoreRanges(byID); err != nil {
 		return err
 	}

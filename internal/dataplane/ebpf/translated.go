@@ -12,20 +12,36 @@ import (
 // connections, of whatever they are. As long as some are at frontends, packets in the
 // middle of a connection that is not in the connection table pass: they are netfilter's.
 // Otherwise such packets are balanced as first ones are, and the client learns by the
-// answer that its connection is gone. Before the first full Sync it is not known what a
-// frontend is, and all pass. It returns whether it should be called again.
+// answer that its connection is gone. Before the first full Sync it is not known what all
+// the frontends are: any address may be one, and what the agent before was not sure of
+// passes. It returns whether it should be called again.
 func (d *Dataplane) KeepTranslated(at []lb.FrontendKey) (again bool) {
 	d.mu.Lock()
-	d.translated = [2]bool{!d.complete, !d.complete}
+	d.translated = [2]bool{}
+	if !d.complete {
+		d.translated = d.unsure
+	}
 	for _, key := range at {
-		if d.isFrontend(key) {
+		if !d.complete || d.isFrontend(key) {
 			d.translated[familyIndex(key.Addr.Addr())] = true
 		}
 	}
-	again = d.translated[0] || d.translated[1]
+	again = !d.complete || d.translated[0] || d.translated[1]
 	d.mu.Unlock()
 	d.syncSettings()
 	return again
+}
+
+// restoreTranslated takes over what an earlier agent found, so that a restart changes
+// nothing. Without one, nothing is known.
+func (d *Dataplane) restoreTranslated() {
+	for i, known := range d.maps.settings[0].Known {
+		d.translated[i] = known&uint32(lbKnownKNOWN_TRANSLATED) != 0
+	}
+	d.unsure = d.translated
+	if len(d.frontends) == 0 {
+		d.unsure = [2]bool{true, true}
+	}
 }
 
 // isFrontend tells whether a Service answers there. d.mu is held.

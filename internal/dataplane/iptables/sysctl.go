@@ -55,6 +55,18 @@ func systemSettings(log *slog.Logger) sysctls {
 	return sysctls{"/proc/sys", "/sys/module/nf_conntrack/parameters/hashsize", log}
 }
 
+// Apply sets the connection tracking of this network namespace, for whoever uses it
+// besides a dataplane. Where there is none, there is nothing to set.
+func (c Conntrack) Apply(log *slog.Logger) { c.applyIfThere(systemSettings(log)) }
+
+func (c Conntrack) applyIfThere(s sysctls) {
+	if _, err := os.Stat(s.file("net/netfilter/nf_conntrack_max")); err != nil {
+		s.log.Debug("there is no connection tracking to set", "error", err)
+		return
+	}
+	c.apply(s)
+}
+
 // apply sets conntrack. What cannot be set, as in a network namespace that is not the
 // first one, is logged.
 func (c Conntrack) apply(s sysctls) {

@@ -112,3 +112,19 @@ func TestSettingsThatCannotBeChanged(t *testing.T) {
 		t.Errorf("files were made: %v, error %v", list, err)
 	}
 }
+
+// TestNoConntrackIsNotSet: where the kernel tracks nothing there is no warning either.
+func TestNoConntrackIsNotSet(t *testing.T) {
+	s := newSettings(t, map[string]string{"hashsize": "1"})
+	c := DefaultConntrack()
+	c.applyIfThere(s.sysctls)
+	s.want("hashsize", "1")
+	if s.logged.Len() > 0 {
+		t.Errorf("logged:\n%s", s.logged)
+	}
+	s = newSettings(t, map[string]string{filterSettings + "max": "1", "hashsize": "1"})
+	c.applyIfThere(s.sysctls)
+	if max, err := os.ReadFile(s.file(filterSettings + "max")); err != nil || string(max) == "1\n" {
+		t.Errorf("max %q, %v: want it raised", max, err)
+	}
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"log/slog"
+	"os"
+	"strconv"
+
+	"github.com/lbproxy/lbproxy/internal/config"
+)
+
+// prepareNode does what kube-proxy does before it serves, whatever the dataplane: other
+// users of connection tracking on this node, such as a CNI plugin that masquerades, count
+// on the size of its table. What fails is logged: Services are served without it, too.
+func (a *app) prepareNode(cfg config.Config, log *slog.Logger) {
+	if set := a.kernel.setOOMScore; set != nil {
+		if err := set(cfg.OOMScoreAdj); err != nil {
+			log.Warn("cannot set how readily the kernel ends the agent", "oom-score-adj", cfg.OOMScoreAdj, "error", err)
+		}
+	}
+	if set := a.kernel.setConntrack; set != nil {
+		set(cfg, log)
+	}
+}
+
+// oomScoreFile belongs to the calling process.
+const oomScoreFile = "/proc/self/oom_score_adj"
+
+func setOOMScore(n int) error { return os.WriteFile(oomScoreFile, []byte(strconv.Itoa(n)), 0) }
+
+func setConntrack(cfg config.Config, log *slog.Logger) {
+	iptablesOptions(cfg, log).Conntrack.Apply(log)
+}
