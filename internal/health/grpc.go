@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
+)
+
+// The bounds of a gRPC probe. A HealthCheckResponse has a few bytes.
+const (
+	grpcMessageBytes = 4 << 10
+	grpcBufferBytes  = 4 << 10
+)
+
+// askGRPC probes by the gRPC health protocol, without TLS: SERVING is healthy.
+// Source: github.com/grpc/grpc, doc/health-checking.md.
+func (p *prober) askGRPC(ctx context.Context, t Target) error {
+	failed := make(chan error, 1) // to connect; grpc tells only its text
+	conn, err := grpc.NewClient("passthrough:///"+t.Addr.String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			conn, err := dialOnce(ctx, t)
+			if err != nil {
+				select {
+				case failed <- err:
+				default:
+				}
+			}
+			return conn, err
+		}),
+		grpc.WithAuthority(hostHeader(t)),
+		grpc.WithUserAgent(p.o.UserAgent),
+		grpc.WithDisableServiceConfig(), grpc.WithDisableHealthCheck(), grpc.WithDisableRetry(),
+		grpc.WithReadBufferSize(grpcBufferBytes), grpc.WithWriteBufferSize(grpcBufferBytes),
+		grpc.WithMaxHeaderListSize(maxHeaderBytes),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(grpcMessageBytes)),
+	)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCannot, err)
+	}
+	defer conn.Close()
+	answer, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: t.Probe.GRPCService})
+	if err == nil {
+		if answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+			return fmt.Errorf("the backend says %s", answer.GetStatus())
+		}
+		return nil
+	}
+	select {
+	case err := <-failed:
+		return blame(err)
+	default:
+	}
+	return blameGRPC(err, t)
+}
+
+// blameGRPC tells of a call that failed.
+func blameGRPC(err error, t Target) error {
+	switch s := status.Convert(err); s.Code() {
+	case codes.DeadlineExceeded:
+		return context.DeadlineExceeded
+	case codes.Unimplemented:
+		return errors.New("the backend does not implement the health protocol")
+	case codes.NotFound:
+		return fmt.Errorf("the backend does not know the service %s", lb.Quote(t.Probe.GRPCService))
+	default:
+		return fmt.Errorf("%s: %s", s.Code(), plain(errors.New(s.Message())))
+	}
+}
