@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"syscall"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
@@ -39,7 +40,7 @@ func plain(err error) string {
 	text := lb.Shorten(err.Error(), 200)
 	for i := range len(text) {
 		if text[i] < ' ' || text[i] > '~' {
-			return fmt.Sprintf("%q", text)
+			return strconv.QuoteToASCII(text)
 		}
 	}
 	return text

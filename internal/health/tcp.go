@@ -20,8 +20,8 @@ const (
 	noDescriptor = -1
 )
 
-// connector probes by TCP: a connection that is established is healthy, and is reset at
-// once, so that nothing of it stays on this node. One goroutine waits for all of them.
+// connector probes by TCP: a SYN that is answered by a SYN-ACK is healthy. The connection is
+// reset at once, so that nothing of it stays on this node. One goroutine waits for all.
 type connector struct {
 	limit int
 
@@ -191,6 +191,12 @@ func (l *connects) begin(j job) {
 	}
 	a.fd = fd
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		l.over(a, os.NewSyscallError("setsockopt", err))
+		return
+	}
+	// The answer to the SYN-ACK may wait for data, so that it becomes the reset: the
+	// backend's kernel has shown that somebody listens, and its process is not bothered.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0); err != nil {
 		l.over(a, os.NewSyscallError("setsockopt", err))
 		return
 	}
