@@ -179,7 +179,7 @@ func parsePrefix(text string) (netip.Prefix, error) {
 func (svc *service) terms(u *unit, node []netip.Addr) lb.Terms {
 	t := lb.Terms{Reset: svc.said.reset && u.name.Proto == lb.TCP}
 	if x := svc.extras; x != nil {
-		t.Affinity = x.affinity
+		t.Affinity, t.HealthPort = x.affinity, x.health
 		if slices.ContainsFunc(u.frontends, func(f lb.Frontend) bool { return f.Ranged }) {
 			t.SourceRanges = x.sources(u.name.Family, node)
 		}

@@ -315,6 +315,11 @@ func TestHealthCheckCountsLocalReadyEndpoints(t *testing.T) {
 		if len(cs) != 1 || cs[0].Health != tc.want {
 			t.Errorf("%s: got %+v, want %+v", tc.name, cs, tc.want)
 		}
+		for _, svc := range cs[0].Services { // each tells its dataplane
+			if svc.Terms.HealthPort != tc.want.Port {
+				t.Errorf("%s: %s has the port %d, want %d", tc.name, svc.Name, svc.Terms.HealthPort, tc.want.Port)
+			}
+		}
 	}
 	_, ps := Resolve(testService("web", balancer("203.0.113.1"), externalLocal, healthPort(70000)), nil, lb.Node{}, testOptions())
 	if len(ps) != 1 || ps[0].Message() != "spec.healthCheckNodePort: 70000 is outside 1..65535" {

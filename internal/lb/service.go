@@ -155,11 +155,15 @@ type Terms struct {
 	// one or has not answered one, until more is known; 0: for no time. A dataplane that
 	// cannot see that in time heeds only dataplane.Witness.
 	Suspect time.Duration
+
+	// HealthPort is the healthCheckNodePort of the Service object, 0: it has none. A
+	// dataplane that writes to the host's firewall opens it.
+	HealthPort uint16
 }
 
 // Equal tells whether t and o promise the same.
 func (t Terms) Equal(o Terms) bool {
-	return t.Affinity == o.Affinity && t.Reset == o.Reset && t.Suspect == o.Suspect &&
+	return t.Affinity == o.Affinity && t.Reset == o.Reset && t.Suspect == o.Suspect && t.HealthPort == o.HealthPort &&
 		slices.Equal(t.SourceRanges, o.SourceRanges) && slices.Equal(t.Draining, o.Draining)
 }
 

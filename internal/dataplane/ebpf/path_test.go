@@ -36,36 +36,10 @@ func (r *rig) serveVIPs(proto lb.Proto, hosts ...string) {
 	r.sync(d)
 }
 
-// narrow makes a host's routes through a device narrower than the device: a link
-// in the middle of which neither end knows. (A device with a smaller MTU than its
-// peer's would drop the peer's packets without a word.)
+// narrow is labtest.Narrow.
 func (r *rig) narrow(host, device string, mtu int) {
 	r.t.Helper()
-	err := r.lab.Host(host).Do(func() error {
-		l, err := netlink.LinkByName(device)
-		if err != nil {
-			return err
-		}
-		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			routes, err := routeList(l, family)
-			if err != nil {
-				return err
-			}
-			for _, route := range routes {
-				if ones, bits := route.Dst.Mask.Size(); ones != bits {
-					continue // only the pod's own
-				}
-				route.MTU, route.MTULock = mtu, true
-				if err := netlink.RouteReplace(&route); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		r.t.Fatalf("narrow routes through %s in %s: %v", device, host, err)
-	}
+	labtest.Narrow(r.t, r.lab.Host(host), device, mtu)
 }
 
 // open opens a connection that is kept.

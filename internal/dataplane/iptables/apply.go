@@ -32,7 +32,7 @@ func constantSets(f lb.Family) []setSpec {
 	var specs []setSpec
 	for name, typ := range map[string]setType{
 		vipsSet: hashIP, rejectSet: hashIPPort, dropSet: hashIPPort, rangedSet: hashIPPort,
-		rangesSet: hashIPPortNet, nodePortRejectSet: hashNetPort, nodePortDropSet: hashNetPort,
+		rangesSet: hashIPPortNet, nodePortRejectSet: hashNetPort, nodePortDropSet: hashNetPort, healthSet: hashNetPort,
 	} {
 		specs = append(specs, setSpec{name: setName(name, f), typ: typ, family: f})
 	}

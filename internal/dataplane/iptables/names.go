@@ -24,7 +24,7 @@ const (
 	filterChain      = "LBP-FILTER"      // filter: refuses and drops new connections that nobody took
 	refuseChain      = "LBP-REFUSE"      // filter: refuses at once
 	forwardChain     = "LBP-FORWARD"     // filter: lets pass what is balanced
-	inputChain       = "LBP-INPUT"       // filter: guards 127.0.0.0/8
+	inputChain       = "LBP-INPUT"       // filter: guards 127.0.0.0/8, and lets who asks for health in
 )
 
 // The ipsets that are always there, without the suffix of their family: see setName.
@@ -36,6 +36,7 @@ const (
 	rangesSet         = "LBP-RANGES"   // hash:ip,port,net: who may use which frontend
 	nodePortRejectSet = "LBP-NPREJECT" // hash:net,port: node ports without endpoints
 	nodePortDropSet   = "LBP-NPDROP"   // hash:net,port: node ports where silence is the answer
+	healthSet         = "LBP-HEALTH"   // hash:net,port: healthCheckNodePorts
 )
 
 // setName returns the name of one of the constant ipsets for a family.

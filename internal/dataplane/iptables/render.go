@@ -85,6 +85,7 @@ func render(svc *dataplane.Service, f *facts, shares [2][]float64) rendered {
 		r.frontend(fe, r.entryName(keyOf(fe), direct))
 		r.verdict(fe)
 	}
+	r.health()
 	r.local()
 	for _, c := range r.out.chains {
 		r.out.names = append(r.out.names, c.name)
@@ -332,6 +333,17 @@ func (r *renderer) addFrontend(set string, fe *lb.Frontend) {
 	}
 	for _, a := range addrs {
 		r.add(set, member{addr: a, proto: fe.Proto, port: fe.Addr.Port()})
+	}
+}
+
+// health opens the port at which load balancers ask for the Service's health, at all
+// addresses of the node as kube-proxy does.
+func (r *renderer) health() {
+	if r.svc.Terms.HealthPort == 0 {
+		return
+	}
+	for _, a := range halves(r.svc.Name.Family) {
+		r.add(healthSet, member{addr: a, proto: lb.TCP, port: r.svc.Terms.HealthPort})
 	}
 }
 

@@ -179,6 +179,7 @@ func TestRender(t *testing.T) {
 		"ranges-empty":     {frontends: []lb.Frontend{ip, ranged(balancer)}, terms: lb.Terms{SourceRanges: prefixes("192.0.2.0/24")}},
 		"affinity":         {backends: weighted, frontends: []lb.Frontend{ip}, terms: lb.Terms{Affinity: 3 * time.Hour}},
 		"affinity-local":   {backends: endpoints(2, 1, lb.IPv4), frontends: []lb.Frontend{ip, externalLocal(balancer)}, terms: lb.Terms{Affinity: time.Minute}},
+		"health-port":      {backends: endpoints(1, 1, lb.IPv4), frontends: []lb.Frontend{externalLocal(balancer)}, terms: lb.Terms{HealthPort: 32000}},
 		"round-robin":      {algorithm: "round-robin", backends: endpoints(3, 0, lb.IPv4), frontends: []lb.Frontend{ip}},
 		"least-connection": {algorithm: "least-connection", backends: endpoints(2, 0, lb.IPv4), frontends: []lb.Frontend{ip}},
 	} {

@@ -135,7 +135,7 @@ func (r *roots) filter() []chain {
 		}},
 		{refuseChain, []string{"-p tcp -j REJECT --reject-with tcp-reset", "-j REJECT"}},
 		r.forward(),
-		r.input(),
+		r.input(match(healthSet, "dst,dst")),
 	}
 }
 
@@ -151,11 +151,12 @@ func (r *roots) forward() chain {
 }
 
 // input keeps others than the node itself away from 127.0.0.0/8, which route_localnet
-// opens, whoever sets it.
-func (r *roots) input() chain {
+// opens, whoever sets it, and accepts what a match says is sent to a healthCheckNodePort.
+func (r *roots) input(health string) chain {
 	c := chain{name: inputChain}
 	if r.family == lb.IPv4 {
 		c.rules = append(c.rules, "! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP")
 	}
+	c.rules = append(c.rules, "-p tcp "+health+" -j ACCEPT")
 	return c
 }
