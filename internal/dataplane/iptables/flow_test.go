@@ -25,8 +25,8 @@ func TestFlows(t *testing.T) {
 	flowtest.Run(t, flowHarness{newNetHarness(t, "nft")})
 }
 
-// TestFlowsLegacy runs most of it with the other backend.
+// TestFlowsLegacy runs it with the other backend.
 func TestFlowsLegacy(t *testing.T) {
 	t.Parallel()
-	flowtest.RunPlain(t, flowHarness{newNetHarness(t, "legacy")})
+	flowtest.Run(t, flowHarness{newNetHarness(t, "legacy")})
 }
