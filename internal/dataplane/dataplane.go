@@ -157,6 +157,8 @@ type Stats struct {
 
 	// SymptomsLost is how many symptoms nobody took in time: see Witness.
 	SymptomsLost uint64
+
+	Rules []RuleStats // of dataplanes with rules, by family
 }
 
 // NodeSetter is implemented by dataplanes that depend on the Node object. SetNode may

@@ -180,6 +180,7 @@ func (o out) stats(st dataplane.Stats) {
 	}
 	o.counter(descCorrected, st.Corrections)
 	o.counter(descLost, st.SymptomsLost)
+	o.rules(st.Rules)
 	for _, reason := range slices.Sorted(maps.Keys(st.Drops)) {
 		o.counter(descDrops, st.Drops[reason], reason)
 	}

@@ -16,7 +16,7 @@ import (
 // Source: Kubernetes 1.37 pkg/proxy/metrics/metrics.go, and of the client of the API
 // server staging/src/k8s.io/component-base/metrics/prometheus/restclient/metrics.go.
 //
-// Not here: what tells of iptables, nftables and conntrack.
+// Not here: what tells of nftables. Of iptables and conntrack, see rules.go.
 type kubeProxyMetrics struct {
 	syncs    *prometheus.HistogramVec
 	full     *prometheus.HistogramVec // of those, syncs of everything

@@ -14,9 +14,14 @@ import (
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
-// sum tells chains with different rules apart. 0 is that of a chain whose rules are not
-// known.
+// sum tells chains with different rules apart, in its upper bits; the lower 16 are how
+// many rules there are, at most. 0 is that of a chain whose rules are not known.
 type sum uint64
+
+const sumRules = 1<<16 - 1
+
+// rules returns how many rules a chain has, up to sumRules.
+func (s sum) rules() int { return int(s & sumRules) }
 
 func sumOf(c chain) sum {
 	h := fnv.New64a()
@@ -24,7 +29,7 @@ func sumOf(c chain) sum {
 		h.Write([]byte(r))
 		h.Write([]byte{'\n'})
 	}
-	return sum(max(h.Sum64(), 1))
+	return max(sum(h.Sum64()), sumRules+1)&^sumRules | sum(min(len(c.rules), sumRules))
 }
 
 // constantSets are the ipsets that the rules of table filter read.

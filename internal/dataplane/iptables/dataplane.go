@@ -110,6 +110,7 @@ type family struct {
 	hooked   bool                     // the jumps are there
 	outdated bool                     // Services are to be rendered anew: the Node changed
 	pending  []served                 // whose flows could not be ended
+	counted  ruleCounts
 }
 
 // service is one Service as the kernel has it.

@@ -22,6 +22,7 @@ func (d *Dataplane) endStale(ctx context.Context, fam *family, steps []step) err
 	}
 	fam.pending = nil
 	ended, err := endStale(ctx, fam.roots.family, list, func() ([]netip.Addr, error) { return nodeAddrs(fam.roots.family) })
+	fam.counted.ended += uint64(ended)
 	if ended > 0 {
 		d.opts.Log.Debug("flows to endpoints that are gone were ended", "flows", ended)
 	}

@@ -25,7 +25,7 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 	for _, p := range pools {
 		timed[p.name] = timed[p.name] || p.table.Cost == algo.Time
 	}
-	out := dataplane.Stats{SymptomsLost: d.witness.lostSymptoms()}
+	out := dataplane.Stats{SymptomsLost: d.witness.lostSymptoms(), Rules: d.rules()}
 	for name, backends := range members {
 		for addr := range backends {
 			s := dataplane.BackendStats{Service: name, Backend: addr}

@@ -323,6 +323,7 @@ func (d *Dataplane) restore(ctx context.Context, fam *family, c change) error {
 	}
 	err := fam.runner.restore(ctx, c)
 	d.watcher.wrote(fam.roots.family)
+	fam.counted.restored(c, err)
 	for t, b := range c {
 		for _, p := range b.put {
 			fam.chains[t][p.name] = sumOf(p)
