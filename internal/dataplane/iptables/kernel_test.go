@@ -298,33 +298,33 @@ func TestJumps(t *testing.T) {
 		}
 		list := func(want ...string) {
 			t.Helper()
-			got := strings.Split(strings.TrimSpace(do(t, r.program, "-w", "-t", "filter", "-S", "FORWARD")), "\n")[1:]
+			got := strings.Split(strings.TrimSpace(do(t, r.program, "-w", "-t", "filter", "-S", "INPUT")), "\n")[1:]
 			if !slices.Equal(got, want) {
 				t.Errorf("got  %q\nwant %q", got, want)
 			}
 		}
-		first, second, drop := "-A FORWARD -m conntrack --ctstate NEW -j LBP-FILTER", "-A FORWARD -j LBP-FORWARD", "-A FORWARD -i eth7 -j DROP"
+		first, second, accept := "-A INPUT -j LBP-INPUT", "-A INPUT -m conntrack --ctstate NEW -j LBP-FILTER", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"
 		ensure(len(jumps))
-		list(first, second, drop)
+		list(first, second, accept)
 		full := r.saved(t)
 		ensure(0)
 		if again := r.saved(t); again != full {
 			t.Errorf("not idempotent: before\n%s\nafter\n%s", full, again)
 		}
-		admin := "-A FORWARD -o eth9 -j REJECT"
-		reject := strings.Fields("-w -t filter -I FORWARD -o eth9 -j REJECT")
+		admin := "-A INPUT -i eth9 -j REJECT"
+		reject := strings.Fields("-w -t filter -I INPUT -i eth9 -j REJECT")
 		do(t, r.program, reject...)
 		ensure(0) // who put that before ours meant it
-		do(t, r.program, "-w", "-t", "filter", "-D", "FORWARD", "-m", "conntrack", "--ctstate", "NEW", "-j", "LBP-FILTER")
-		do(t, r.program, "-w", "-t", "filter", "-A", "FORWARD", "-j", "LBP-FORWARD") // twice now
+		do(t, r.program, "-w", "-t", "filter", "-D", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "LBP-FILTER")
+		do(t, r.program, "-w", "-t", "filter", "-A", "INPUT", "-j", "LBP-INPUT") // twice now
 		ensure(1)
-		if out := do(t, r.program, "-w", "-t", "filter", "-S", "FORWARD"); strings.Count(out, "LBP-") != 2 ||
+		if out := do(t, r.program, "-w", "-t", "filter", "-S", "INPUT"); strings.Count(out, "LBP-") != 2 ||
 			strings.Index(out, first) > strings.Index(out, second) || strings.Index(out, second) > strings.Index(out, "eth9") {
 			t.Errorf("not in order, or with %q not behind:\n%s", admin, out)
 		}
 		reject[3] = "-D"
 		do(t, r.program, reject...)
-		list(first, second, drop)
+		list(first, second, accept)
 		if err := r.removeJumps(t.Context()); err != nil {
 			t.Error(err)
 		}

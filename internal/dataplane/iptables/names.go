@@ -20,7 +20,6 @@ const (
 	masqueradeChain  = "LBP-MASQ"        // nat: the connection is to be masqueraded
 	offClusterChain  = "LBP-OFF"         // nat: it is, unless the caller is a pod
 	postroutingChain = "LBP-POSTROUTING" // nat: masquerades
-	hairpinChain     = "LBP-HAIRPIN"     // nat: masquerades backends that reach themselves
 	filterChain      = "LBP-FILTER"      // filter: refuses and drops new connections that nobody took
 	refuseChain      = "LBP-REFUSE"      // filter: refuses at once
 	forwardChain     = "LBP-FORWARD"     // filter: lets pass what is balanced
@@ -68,9 +67,8 @@ var jumps = []jump{
 	{natTable, "PREROUTING", servicesChain, nil},
 	{natTable, "OUTPUT", servicesChain, nil},
 	{natTable, "POSTROUTING", postroutingChain, nil},
-	{filterTable, "FORWARD", forwardChain, nil},
+	{filterTable, "FORWARD", forwardChain, nil}, // which leads to filterChain
 	{filterTable, "INPUT", filterChain, []string{"-m", "conntrack", "--ctstate", "NEW"}},
-	{filterTable, "FORWARD", filterChain, []string{"-m", "conntrack", "--ctstate", "NEW"}},
 	{filterTable, "OUTPUT", filterChain, []string{"-m", "conntrack", "--ctstate", "NEW"}},
 	{filterTable, "INPUT", inputChain, nil},
 }

@@ -70,7 +70,7 @@ func render(svc *dataplane.Service, f *facts, shares [2][]float64) rendered {
 		if r.pools[sc] {
 			var first []string
 			if direct && !r.isEmpty(sc) {
-				first = masqueradeRules(keys[0].masquerade)
+				first = r.masqueradeRules(keys[0].masquerade)
 			}
 			r.pool(sc, first)
 		}
@@ -139,11 +139,14 @@ func (r *renderer) isEmpty(sc lb.Scope) bool { return r.svc.Pool(sc).Table.Kind 
 // masqueradeRules mark those that are to be masqueraded. Processes of the node always
 // are, where others are not: what they send may leave by another device than the one
 // for which their address was chosen.
-func masqueradeRules(m lb.Masquerade) []string {
+func (f *facts) masqueradeRules(m lb.Masquerade) []string {
 	switch m {
 	case lb.MasqueradeAlways:
 		return []string{"-j " + masqueradeChain}
 	case lb.MasqueradeOffCluster:
+		if len(f.pods) == 1 { // without a chain that pods would only return from
+			return []string{"! " + f.pods[0] + " -j " + masqueradeChain}
+		}
 		return []string{"-j " + offClusterChain}
 	case lb.MasqueradeNever:
 	}
@@ -155,7 +158,7 @@ const fromNode = "-m addrtype --src-type LOCAL"
 
 // entry renders the chain of frontends with key k: it leads to the pool of the caller.
 func (r *renderer) entry(k entryKey) {
-	c := chain{name: r.entryName(k, false), rules: masqueradeRules(k.masquerade)}
+	c := chain{name: r.entryName(k, false), rules: r.masqueradeRules(k.masquerade)}
 	if k.inside != k.outside {
 		inside := " -g " + r.poolName(k.inside)
 		for _, pod := range r.pods {

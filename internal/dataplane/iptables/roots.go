@@ -58,9 +58,8 @@ func (r *roots) nat() []chain {
 		{nodePortsChain, []string{"-g " + r.ports}},
 		{masqueradeChain, []string{"-j MARK --set-xmark " + r.bit()}},
 		r.offCluster(),
-		{hairpinChain, []string{"-g " + r.hairpins}},
 		{postroutingChain, append([]string{
-			"-m conntrack --ctstate DNAT -j " + hairpinChain,
+			"-m conntrack --ctstate DNAT -j " + r.hairpins,
 			"-m mark ! --mark " + r.bit() + " -j RETURN",
 			fmt.Sprintf("-j MARK --set-xmark %#x/0x0", r.mark),
 		}, r.masquerade()...)},
@@ -119,6 +118,7 @@ func (r *roots) filter() []chain {
 	match := func(set, dirs string) string { return "-m set --match-set " + setName(set, r.family) + " " + dirs }
 	refuse := "-j " + refuseChain
 	f := chain{filterChain, []string{
+		"-m conntrack --ctstate DNAT -j RETURN", // it was taken: no set has to be asked
 		match(rangedSet, "dst,dst") + " " + match(rangesSet, "dst,dst,src") + " " + refuse,
 		match(dropSet, "dst,dst") + " -j DROP",
 		match(rejectSet, "dst,dst") + " " + refuse,
@@ -139,14 +139,15 @@ func (r *roots) filter() []chain {
 	}
 }
 
+// forward begins with what most packets are: they meet no other rule.
 func (r *roots) forward() chain {
-	c := chain{name: forwardChain}
+	c := chain{forwardChain, []string{"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"}}
 	if !r.liberal {
 		c.rules = append(c.rules, "-m conntrack --ctstate INVALID -j DROP")
 	}
 	c.rules = append(c.rules,
-		"-m mark --mark "+r.bit()+" -j ACCEPT",
-		"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
+		"-m conntrack ! --ctstate INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT -j "+filterChain, // new, and not taken
+		"-m mark --mark "+r.bit()+" -j ACCEPT")
 	return c
 }
 

@@ -177,10 +177,10 @@ func TestRestoreError(t *testing.T) {
 // TestJumpOrder: the last jump of the list is the first rule.
 func TestJumpOrder(t *testing.T) {
 	var got []string
-	for _, j := range (hook{filterTable, "FORWARD"}).wanted() {
+	for _, j := range (hook{filterTable, "INPUT"}).wanted() {
 		got = append(got, j.rule())
 	}
-	want := "-m conntrack --ctstate NEW -j LBP-FILTER | -j LBP-FORWARD"
+	want := "-j LBP-INPUT | -m conntrack --ctstate NEW -j LBP-FILTER"
 	if s := strings.Join(got, " | "); s != want {
 		t.Errorf("got %s\nwant %s", s, want)
 	}

@@ -20,7 +20,7 @@ var tables = []table{filterTable, natTable}
 var constantChains = map[table]map[string]bool{
 	natTable: {
 		servicesChain: true, nodePortsChain: true, masqueradeChain: true,
-		offClusterChain: true, postroutingChain: true, hairpinChain: true,
+		offClusterChain: true, postroutingChain: true,
 	},
 	filterTable: {filterChain: true, refuseChain: true, forwardChain: true, inputChain: true, nodePortsChain: true},
 }

@@ -338,7 +338,9 @@ func (v *View) flags(fe *frontendView) (names []string) {
 			}
 		}
 	}
-	off := slices.ContainsFunc(rules, func(r rule) bool { return r.chain == offClusterChain })
+	off := slices.ContainsFunc(rules, func(r rule) bool {
+		return r.chain == offClusterChain || r.chain == masqueradeChain && strings.HasPrefix(r.text, "!")
+	})
 	always := slices.ContainsFunc(rules, func(r rule) bool { return r.chain == masqueradeChain && len(r.matches) == 0 })
 	for _, f := range []struct {
 		is   bool
