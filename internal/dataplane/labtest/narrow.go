@@ -3,6 +3,7 @@
 package labtest
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -22,6 +23,9 @@ func Narrow(t *testing.T, host *lab.Host, device string, mtu int) {
 		}
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			routes, err := netlink.RouteList(l, family)
+			for errors.Is(err, netlink.ErrDumpInterrupted) && t.Context().Err() == nil {
+				routes, err = netlink.RouteList(l, family) // it changed meanwhile
+			}
 			if err != nil {
 				return err
 			}
