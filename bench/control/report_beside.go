@@ -112,7 +112,7 @@ func (r *report) compareBeside() []string {
 				base = r.series(bareName, claim.row)
 				what += ", added"
 			}
-			if a == nil || b == nil || claim.added && base == nil {
+			if a == nil || b == nil || a.N == 0 || b.N == 0 || claim.added && base == nil {
 				continue
 			}
 			ratio := spreadOf(ratios(a, b, base))
