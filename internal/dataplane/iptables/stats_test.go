@@ -23,7 +23,7 @@ func TestStats(t *testing.T) {
 		l.open(b, 0, 1)
 		gone := ap("10.244.2.9:80")
 		l.table = append(l.table, flow{proto: lb.TCP, state: 3, natted: true, frontend: b.frontends[0].Addr, backend: gone})
-		d := &Dataplane{feedback: l.feedback, services: map[lb.ServiceName]*service{}}
+		d := &Dataplane{feedback: l.feedback, witness: newWitness(nil, nil, nil), services: map[lb.ServiceName]*service{}}
 		d.opts.Latency = func(addr netip.AddrPort) time.Duration { return time.Duration(addr.Addr().As4()[3]) * time.Millisecond }
 		for _, p := range []loaded{a, b} {
 			svc := &dataplane.Service{Name: p.name, Cluster: dataplane.Pool{Backends: p.backends, Table: p.table}}
