@@ -164,6 +164,9 @@ func openState(opts Options) (_ *Dataplane, err error) {
 	if d.attached, err = d.pinnedDevices(); err != nil {
 		return nil, fmt.Errorf("read pinned links: %w", err)
 	}
+	for i, known := range d.maps.settings[0].Known { // what an earlier agent knew holds until KeepTranslated is called
+		d.translated[i] = known&uint32(lbKnownKNOWN_TRANSLATED) != 0
+	}
 	d.syncSettings()
 	return d, d.syncPodRanges()
 }
