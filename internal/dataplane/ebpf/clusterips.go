@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // clusterIPs counts the frontends at each cluster IP. As long as there is one, an entry
-// without port and protocol stands in the table for the ports that there are not.
+// without port and protocol stands in the table for the ports that there are not. It
+// comes last: until all frontends are there, another dataplane may serve those that are
+// missing.
 type clusterIPs map[lbAddr]int
 
 // unknownKey is the key of that entry.
@@ -29,16 +32,9 @@ func isClusterIP(v lbFrontend) bool {
 	return v.Type == uint8(lb.ClusterIP) && v.Flags&uint8(lbFrontendFlagsFE_UNKNOWN) == 0
 }
 
-// putFrontend writes one frontend, and the entry for its address's other ports.
+// putFrontend writes one frontend.
 func (d *Dataplane) putFrontend(key lbFrontendKey, v lbFrontend) error {
 	old, had := d.frontends[key]
-	if isClusterIP(v) && d.clusterIPs[key.Addr] == 0 {
-		if err := d.maps.put(d.maps.frontends(), unknownKey(key.Addr), unknownValue(key.Addr)); err != nil {
-			return err
-		}
-		d.frontends[unknownKey(key.Addr)] = unknownValue(key.Addr)
-		d.widenCluster(key.Addr)
-	}
 	err := d.maps.put(d.maps.frontends(), key, v)
 	if err == nil {
 		d.frontends[key] = v
@@ -87,6 +83,52 @@ func (d *Dataplane) forgetClusterIP(a lbAddr) error {
 		return fmt.Errorf("remove cluster IP %s: %w", netipOf(a), err)
 	}
 	delete(d.frontends, unknownKey(a))
+	return nil
+}
+
+// noteClusterIPs takes note of cluster IPs of a Service whose other ports are not refused.
+func (d *Dataplane) noteClusterIPs(svc *dataplane.Service) {
+	for _, f := range svc.Frontends {
+		a := addrOf(f.Addr.Addr())
+		if _, refused := d.frontends[unknownKey(a)]; f.Type == lb.ClusterIP && !refused {
+			d.ajar[a] = svc.Name
+		}
+	}
+}
+
+// closeClusterIPs makes other ports of the cluster IPs that were noted refused, once all
+// of their frontends are there. What fails costs a Service that has the address no more
+// than that.
+func (d *Dataplane) closeClusterIPs(failed *dataplane.SyncError) (full bool) {
+	for a, name := range d.ajar {
+		delete(d.ajar, a)
+		if d.clusterIPs[a] == 0 {
+			continue
+		}
+		if err := d.maps.put(d.maps.frontends(), unknownKey(a), unknownValue(a)); err != nil {
+			failed.Fail(name, fmt.Errorf("service %s: other ports of cluster IP %s are not refused: %w", name, netipOf(a), err))
+			full = full || errors.Is(err, dataplane.ErrFull)
+			continue
+		}
+		d.frontends[unknownKey(a)] = unknownValue(a)
+		d.widenCluster(a)
+	}
+	return full
+}
+
+// openClusterIPs makes no port of a cluster IP refused for being unknown.
+func (d *Dataplane) openClusterIPs() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for a := range d.clusterIPs {
+		if _, refused := d.frontends[unknownKey(a)]; !refused {
+			continue
+		}
+		if err := d.maps.remove(d.maps.frontends(), unknownKey(a)); err != nil {
+			return fmt.Errorf("cluster IP %s: %w", netipOf(a), err)
+		}
+		delete(d.frontends, unknownKey(a))
+	}
 	return nil
 }
 

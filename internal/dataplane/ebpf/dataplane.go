@@ -89,6 +89,7 @@ type Dataplane struct {
 	services   map[lb.ServiceName]*service
 	frontends  map[lbFrontendKey]lbFrontend
 	clusterIPs clusterIPs
+	ajar       map[lbAddr]lb.ServiceName // cluster IPs whose other ports are not refused yet
 	serviceIDs *ids
 	backendIDs *ids
 	regions    *regions

@@ -70,6 +70,9 @@ func openDrain(opts Options) (*Dataplane, error) {
 
 // drainAll lets all Services go and waits until no connection needs the programs.
 func (d *Dataplane) drainAll(ctx context.Context) error {
+	if err := d.openClusterIPs(); err != nil {
+		return fmt.Errorf("let unknown ports pass: %w", err)
+	}
 	if err := d.Sync(ctx, dataplane.Delta{Full: true}); err != nil {
 		return fmt.Errorf("remove Services: %w", err)
 	}

@@ -16,6 +16,7 @@ func (d *Dataplane) restore() error {
 	d.services = map[lb.ServiceName]*service{}
 	d.frontends = map[lbFrontendKey]lbFrontend{}
 	d.draining = map[*service]bool{}
+	d.ajar = map[lbAddr]lb.ServiceName{}
 	d.serviceIDs = newIDs(lbMapServices, len(d.maps.services))
 	d.backendIDs = newIDs(lbMapBackends, len(d.maps.backends))
 	d.regions = newRegions(len(d.maps.slots))

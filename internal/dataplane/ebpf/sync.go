@@ -43,6 +43,7 @@ func (d *Dataplane) Sync(ctx context.Context, delta dataplane.Delta) error {
 			failed.Fail(svc.Name, err)
 			full = full || errors.Is(err, dataplane.ErrFull)
 		}
+		d.noteClusterIPs(svc)
 	}
 	gone := delta.Delete
 	if delta.Full {
@@ -62,6 +63,7 @@ func (d *Dataplane) Sync(ctx context.Context, delta dataplane.Delta) error {
 			failed.Fail(name, err)
 		}
 	}
+	full = d.closeClusterIPs(&failed) || full
 	if delta.Full && !d.complete {
 		err := d.removeOldLayouts()
 		d.complete = err == nil
