@@ -24,6 +24,14 @@ int lb_assigned(struct bpf_iter__bpf_sk_storage_map *ctx)
 	return 0;
 }
 
+/* Writes a struct stale_sock for each TCP socket that is connected to a backend. */
+SEC("iter/bpf_sk_storage_map")
+int lb_connected(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	connected_sock(ctx);
+	return 0;
+}
+
 /* Writes a struct stale_process for each process. */
 SEC("iter/task")
 int lb_processes(struct bpf_iter__task *ctx)

@@ -190,6 +190,22 @@ static __always_inline void assigned_sock(struct bpf_iter__bpf_sk_storage_map *c
 	bpf_seq_write(ctx->meta->seq, &cookie, sizeof(cookie));
 }
 
+/* Tells where a TCP socket is that is connected to a backend. */
+static __always_inline void connected_sock(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct stale_sock s = {};
+	struct sock_state *st = ctx->value;
+	struct sock *sk = ctx->sk;
+
+	if (!st || !sk || !st->vip_port || sk->sk_protocol != IPPROTO_TCP ||
+	    !sk->__sk_common.skc_num || sk->__sk_common.skc_state == BPF_TCP_CLOSE ||
+	    sk->__sk_common.skc_state == BPF_TCP_SYN_SENT)
+		return;
+	s.proto = sk->sk_protocol;
+	stale_ends(&s, sk);
+	bpf_seq_write(ctx->meta->seq, &s, sizeof(s));
+}
+
 /* Tells which network namespace a process is in. Reading what is NULL gives 0. */
 static __always_inline void task_netns(struct bpf_iter__task *ctx)
 {

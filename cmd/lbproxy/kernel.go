@@ -108,9 +108,7 @@ func realKernel() kernel {
 				return fs
 			},
 			cleanup: func(c config.Config) ([]string, error) { return ebpf.Cleanup(ebpfOptions(c, nil)) },
-			leave: func(ctx context.Context, c config.Config, _ plane, log *slog.Logger) error {
-				return ebpf.Drain(ctx, ebpfOptions(c, log))
-			},
+			leave:   leaveEBPF,
 		},
 		iptables: access{
 			open: openIPTables,

@@ -38,6 +38,9 @@ func openEBPF(c config.Config, _ announcer, log *slog.Logger) (plane, error) {
 	if err != nil && os.Geteuid() == 0 {
 		return nil, errors.Join(ebpf.Running(ebpfOptions(c, log)), err)
 	}
+	if err := iptables.Keep(context.Background()); err != nil {
+		log.Warn("old connections of the iptables dataplane, and new ones, may get the same ports", "error", err)
+	}
 	d, err := ebpf.Open(ebpfOptions(c, log))
 	if err != nil {
 		if lock != nil {
@@ -91,6 +94,15 @@ func (p *ebpfPlane) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return p.Dataplane.Run(ctx) })
 	return g.Wait()
+}
+
+// leaveEBPF makes the eBPF dataplane go; then nothing needs to be kept apart any more.
+func leaveEBPF(ctx context.Context, c config.Config, _ plane, log *slog.Logger) error {
+	err := ebpf.Drain(ctx, ebpfOptions(c, log), iptables.Tracker{})
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	return iptables.EndKeep(ctx)
 }
 
 // Close releases it; everything stays in the kernel.

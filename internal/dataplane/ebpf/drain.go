@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -18,10 +19,16 @@ import (
 // lbproxy is closed, as when a Service is removed; their flows move. TCP connections of
 // sockets need nobody any more. Those of the packet path go on, and Drain returns when
 // the last one has ended and everything is removed, or when ctx is done; then the next
-// Drain, or Open, goes on with what is there. It works in the network namespace of the
-// calling thread, and returns an error that wraps ErrRunning while another process has
-// the state open.
-func Drain(ctx context.Context, opts Options) error {
+// Drain, or Open, goes on with what is there.
+//
+// Old connections are made known to tracker before a new one can be the other
+// dataplane's: one that was silent since that one began would look like no connection to
+// netfilter, and a new one of the same client could get the same addresses towards the
+// same backend. What masqueraded ones leave as is known to it until Drain has ended.
+//
+// Drain works in the network namespace of the calling thread, and returns an error that
+// wraps ErrRunning while another process has the state open.
+func Drain(ctx context.Context, opts Options, tracker Tracker) error {
 	if opts.BPFFS == "" {
 		opts.BPFFS = defaultBPFFS
 	}
@@ -41,10 +48,11 @@ func Drain(ctx context.Context, opts Options) error {
 		_, err = Cleanup(opts)
 		return err
 	}
-	err = d.drainAll(ctx)
+	masked, err := d.drainAll(ctx, tracker)
 	if err == nil && ctx.Err() == nil {
 		var removed []string
 		removed, err = cleanupAll(opts)
+		err = errors.Join(err, tracker.Untrack(masked))
 		opts.Log.Info("what the eBPF dataplane left is removed", "pins", len(removed))
 	}
 	return errors.Join(err, d.Close())
@@ -68,16 +76,38 @@ func openDrain(opts Options) (*Dataplane, error) {
 	return d, nil
 }
 
-// drainAll lets all Services go and waits until no connection needs the programs.
-func (d *Dataplane) drainAll(ctx context.Context) error {
+// drainAll lets all Services go and waits until no connection needs the programs. It
+// returns what the tracker knows on their behalf.
+func (d *Dataplane) drainAll(ctx context.Context, tracker Tracker) (masked []dataplane.Flow, err error) {
+	d.track(tracker)
 	if err := d.openClusterIPs(); err != nil {
-		return fmt.Errorf("let unknown ports pass: %w", err)
+		return nil, fmt.Errorf("let unknown ports pass: %w", err)
 	}
 	if err := d.Sync(ctx, dataplane.Delta{Full: true}); err != nil {
-		return fmt.Errorf("remove Services: %w", err)
+		return nil, fmt.Errorf("remove Services: %w", err)
 	}
-	n, err := d.killer.killStale(ctx)
+	n, err := d.killer.killStale(ctx) // after it nobody is under way who has seen a Service
 	d.tellKilled("connected through what is gone", n, err)
+	masked = d.track(tracker)
+	return masked, d.awaitConns(ctx)
+}
+
+// track makes the tracker know the connections that go on. It returns those that are
+// known to it for as long as conns has them. That something fails costs some luck: most
+// connections are not silent, so that it knows them, and few ports are taken twice.
+func (d *Dataplane) track(tracker Tracker) (masked []dataplane.Flow) {
+	h, err := d.held()
+	if err == nil {
+		err = tracker.Track(slices.Concat(h.open, h.masked))
+	}
+	if err != nil {
+		d.opts.Log.Warn("connection tracking does not know all old connections; some that are silent may be reset", "error", err)
+	}
+	return h.masked
+}
+
+// awaitConns waits until conns has no connection.
+func (d *Dataplane) awaitConns(ctx context.Context) error {
 	for told := false; ; told = true {
 		if err := d.Sweep(); err != nil {
 			return err

@@ -73,6 +73,7 @@ const (
 	staleMapSymptomsLost    = "symptoms_lost"
 	staleMapUdpFlows        = "udp_flows"
 	staleProgLbAssigned     = "lb_assigned"
+	staleProgLbConnected    = "lb_connected"
 	staleProgLbProcesses    = "lb_processes"
 	staleProgLbStale        = "lb_stale"
 	staleVarHostNetns       = "host_netns"
@@ -122,6 +123,7 @@ type staleSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type staleProgramSpecs struct {
 	LbAssigned  *ebpf.ProgramSpec `ebpf:"lb_assigned"`
+	LbConnected *ebpf.ProgramSpec `ebpf:"lb_connected"`
 	LbProcesses *ebpf.ProgramSpec `ebpf:"lb_processes"`
 	LbStale     *ebpf.ProgramSpec `ebpf:"lb_stale"`
 }
@@ -243,6 +245,7 @@ type staleVariables struct {
 // It can be passed to loadStaleObjects or ebpf.CollectionSpec.LoadAndAssign.
 type stalePrograms struct {
 	LbAssigned  *ebpf.Program `ebpf:"lb_assigned"`
+	LbConnected *ebpf.Program `ebpf:"lb_connected"`
 	LbProcesses *ebpf.Program `ebpf:"lb_processes"`
 	LbStale     *ebpf.Program `ebpf:"lb_stale"`
 }
@@ -250,6 +253,7 @@ type stalePrograms struct {
 func (p *stalePrograms) Close() error {
 	return _StaleClose(
 		p.LbAssigned,
+		p.LbConnected,
 		p.LbProcesses,
 		p.LbStale,
 	)

@@ -66,6 +66,7 @@ func (d *Dataplane) readBack(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			delete(chains, keepChain)
 			sums := make(map[string]sum, len(chains))
 			for name, rules := range chains {
 				sums[name] = parsedSum(chain{name, rules})

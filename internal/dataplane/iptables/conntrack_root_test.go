@@ -58,24 +58,6 @@ func (m made) backend() netip.AddrPort {
 	return m.frontend
 }
 
-func nested(typ int, parts ...[]byte) []byte {
-	return attribute(nil, typ|unix.NLA_F_NESTED, slices.Concat(parts...))
-}
-
-func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
-func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
-
-func tupleAttr(typ int, proto lb.Proto, src, dst netip.AddrPort) []byte {
-	from, to := nl.CTA_IP_V4_SRC, nl.CTA_IP_V4_DST
-	if src.Addr().Is6() {
-		from, to = nl.CTA_IP_V6_SRC, nl.CTA_IP_V6_DST
-	}
-	return nested(typ,
-		nested(nl.CTA_TUPLE_IP, attribute(nil, from, src.Addr().AsSlice()), attribute(nil, to, dst.Addr().AsSlice())),
-		nested(nl.CTA_TUPLE_PROTO, attribute(nil, nl.CTA_PROTO_NUM, []byte{uint8(proto)}),
-			attribute(nil, nl.CTA_PROTO_SRC_PORT, be16(src.Port())), attribute(nil, nl.CTA_PROTO_DST_PORT, be16(dst.Port()))))
-}
-
 // message is what asks the kernel to make the entry.
 func (m made) message() []byte {
 	const natDst, natPort = 13, 3

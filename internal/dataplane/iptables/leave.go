@@ -26,10 +26,27 @@ func Lock(opts Options) (*os.File, error) {
 	return lockFile(opts.LockFile)
 }
 
-// keepChain is what Leave leaves for as long as it waits. Nothing leads to it. Netfilter
-// follows connections, and so translates those that it knows, only as long as some rule
-// of the network namespace asks for their state; this one does.
+// keepChain is what Leave leaves for as long as it waits, and a jump to it as the last
+// rule of POSTROUTING. Netfilter follows connections, and so translates those that it
+// knows, only as long as some rule of the network namespace asks for their state; the
+// first one does. An iptables dataplane that starts meanwhile lets it be: see EndKeep.
+//
+// To a connection of the node itself that has the same port and backend as one that was
+// masqueraded, netfilter gives another port, of all from 1024 on where no rule says
+// which. With those the eBPF dataplane masquerades, and its clients would get the answers.
+// The other rules say: one of those that sockets of the node get by themselves.
 const keepChain = "LBP-KEEP"
+
+func keepRules() []string {
+	rules := []string{"-m conntrack --ctstate DNAT"}
+	if ports := localPorts(); ports != (portSpan{}) {
+		for _, proto := range []string{"tcp", "udp", "sctp"} {
+			rules = append(rules, fmt.Sprintf("-p %s --sport %d:%d -m addrtype --src-type LOCAL -j SNAT --to-source :%d-%d",
+				proto, ports.first, ports.last, ports.first, ports.last))
+		}
+	}
+	return rules
+}
 
 // translatedPeriod is the time between two looks for connections that netfilter
 // translates.
@@ -39,7 +56,7 @@ const translatedPeriod = 10 * time.Second
 // the caller holds Lock. TCP and SCTP connections go on: netfilter translates those that
 // it knows without rules for them. UDP flows to frontends end, so that their next packets
 // come to the other dataplane; frontends is called if there was something to remove. When
-// told has been called, only keepChain is left; Leave returns when there is no connection
+// told has been called, only keepChain is left, and the jump to it; Leave returns when there is no connection
 // to a frontend any more that needs it, or when ctx is done. Then the next Leave goes on.
 func Leave(ctx context.Context, opts Options, frontends func() []lb.FrontendKey, told func()) error {
 	found, err := leaveRules(ctx)
@@ -70,24 +87,12 @@ func Leave(ctx context.Context, opts Options, frontends func() []lb.FrontendKey,
 
 // leaveRules removes everything but keepChain, and tells whether there was something.
 func leaveRules(ctx context.Context) (found bool, err error) {
-	for _, backend := range []string{nftBackend, legacyBackend} {
-		for _, f := range families {
-			have := haveTables(f, backend)
-			if !have(natTable) {
-				continue
-			}
-			r, err := openRunner(f, backend, runnerOptions{})
-			if err != nil {
-				continue // it is not installed
-			}
-			is, err := r.leave(ctx, have(filterTable))
-			if err != nil {
-				return false, fmt.Errorf("%s, %s backend: %w", f, backend, err)
-			}
-			found = found || is
-		}
-	}
-	if found {
+	err = eachNAT(func(r *runner, have func(table) bool) error {
+		is, err := r.leave(ctx, have(filterTable))
+		found = found || is
+		return err
+	})
+	if err == nil && found {
 		_, err = cleanupSets()
 	}
 	return found, err
@@ -99,8 +104,7 @@ func (r *runner) leave(ctx context.Context, filter bool) (found bool, err error)
 	if err != nil || len(chains) == 0 {
 		return false, err
 	}
-	err = r.restore(ctx, change{natTable: {put: []chain{{keepChain, []string{"-m conntrack --ctstate DNAT"}}}}})
-	if err != nil {
+	if err := r.keep(ctx); err != nil {
 		return true, err
 	}
 	if filter {
@@ -108,11 +112,104 @@ func (r *runner) leave(ctx context.Context, filter bool) (found bool, err error)
 			return true, err
 		}
 	}
-	if _, err := r.dropJumps(ctx, natTable.builtins()); err != nil {
+	if err := r.dropOthers(ctx); err != nil {
 		return true, err
 	}
 	delete(chains, keepChain)
 	return true, r.restore(ctx, change{natTable: {del: slices.Sorted(maps.Keys(chains))}})
+}
+
+// keptAt is where the jump to keepChain is.
+const keptAt, keepJump = "POSTROUTING", "-j " + keepChain
+
+// keep makes keepChain, and the jump to it.
+func (r *runner) keep(ctx context.Context) error {
+	if err := r.restore(ctx, change{natTable: {put: []chain{{keepChain, keepRules()}}}}); err != nil {
+		return err
+	}
+	have, err := r.ours(hook{natTable, keptAt})
+	if err != nil || slices.Contains(have, keepJump) {
+		return err
+	}
+	return r.edit(ctx, map[table][]string{natTable: {"-A " + keptAt + " " + keepJump}})
+}
+
+// dropOthers removes all jumps of table nat but that to keepChain.
+func (r *runner) dropOthers(ctx context.Context) error {
+	var lines []string
+	for _, h := range natTable.builtins() {
+		have, err := r.ours(h)
+		if err != nil {
+			return err
+		}
+		for _, rule := range withoutKept(have) {
+			lines = append(lines, "-D "+h.builtin+" "+rule)
+		}
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	return r.edit(ctx, map[table][]string{natTable: lines})
+}
+
+func withoutKept(rules []string) []string {
+	return slices.DeleteFunc(slices.Clone(rules), func(rule string) bool { return rule == keepJump })
+}
+
+// endKeep removes keepChain, and the jump to it.
+func (r *runner) endKeep(ctx context.Context) error {
+	chains, err := r.chains(ctx, natTable)
+	if _, kept := chains[keepChain]; err != nil || !kept {
+		return err
+	}
+	have, err := r.ours(hook{natTable, keptAt})
+	if err != nil {
+		return err
+	}
+	if slices.Contains(have, keepJump) {
+		if err := r.edit(ctx, map[table][]string{natTable: {"-D " + keptAt + " " + keepJump}}); err != nil {
+			return err
+		}
+	}
+	return r.restore(ctx, change{natTable: {del: []string{keepChain}}})
+}
+
+// Keep makes what Leave will leave, if an earlier agent left something: so it is there
+// before the other dataplane has connections.
+func Keep(ctx context.Context) error {
+	return eachNAT(func(r *runner, _ func(table) bool) error {
+		chains, err := r.chains(ctx, natTable)
+		if err != nil || len(chains) == 0 {
+			return err
+		}
+		return r.keep(ctx)
+	})
+}
+
+// EndKeep removes what Leave left, when the other dataplane has no connections any more.
+func EndKeep(ctx context.Context) error {
+	return eachNAT(func(r *runner, _ func(table) bool) error { return r.endKeep(ctx) })
+}
+
+// eachNAT calls do for both families and backends that have a table nat; have tells which
+// tables there are.
+func eachNAT(do func(r *runner, have func(table) bool) error) error {
+	for _, backend := range []string{nftBackend, legacyBackend} {
+		for _, f := range families {
+			have := haveTables(f, backend)
+			if !have(natTable) {
+				continue
+			}
+			r, err := openRunner(f, backend, runnerOptions{})
+			if err != nil {
+				continue // it is not installed
+			}
+			if err := do(r, have); err != nil {
+				return fmt.Errorf("%s, %s backend: %w", f, backend, err)
+			}
+		}
+	}
+	return nil
 }
 
 // endUDP ends the UDP flows to frontends.

@@ -122,6 +122,7 @@ func (r *runner) ensureJumps(ctx context.Context) (added int, err error) {
 		if err != nil {
 			return 0, err
 		}
+		have = withoutKept(have)
 		var want []string
 		for _, j := range h.wanted() {
 			want = append(want, j.rule())

@@ -259,6 +259,7 @@ func (d *Dataplane) adopt(ctx context.Context, fam *family) error {
 		if err != nil {
 			return err
 		}
+		delete(chains, keepChain) // it goes with the other dataplane
 		for name := range chains {
 			have[t][name] = 0
 		}
