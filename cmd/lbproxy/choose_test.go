@@ -142,7 +142,8 @@ func TestRunFallsBack(t *testing.T) {
 		t.Errorf("proxyMode %q, want %s", got, config.IPTables)
 	}
 	fetch(t, metrics+"/metrics", func(_ int, body string) bool {
-		return strings.Contains(body, `lbproxy_dataplane_info{dataplane="iptables"} 1`)
+		return strings.Contains(body, `lbproxy_dataplane_info{dataplane="iptables"} 1`) &&
+			strings.Contains(body, `lbproxy_dataplane_fallback{because="ebpf cannot run here: BTF: not in this kernel; bpffs: none"} 1`)
 	})
 	events := fmt.Sprint(<-api.events, <-api.events)
 	for _, want := range []string{"Starting", "DataplaneFallback", "Warning", "iptables is used: ebpf cannot run here: BTF"} {

@@ -132,8 +132,13 @@ func (a *app) newNode(
 	_, other := a.kernel.access(chosen.dataplane)
 	n := &node{cfg: cfg, dp: dp, chosen: chosen, approx: approx, src: src, told: own.told(), other: newSwitchover(cfg, dp, other, log)}
 	n.eligible.NeedsNode = cfg.Manifests == "" // a directory need not have one
+	fallback := ""
+	if chosen.fallback {
+		fallback = chosen.reason
+	}
 	metrics := server.NewMetrics(version, server.Sources{
 		Dataplane:    chosen.dataplane,
+		Fallback:     fallback,
 		Stats:        dp.Stats,
 		Writes:       dp.Writes,
 		Status:       n.status,

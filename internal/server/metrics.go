@@ -69,6 +69,7 @@ type Sources struct {
 	Health func() HealthStats // of backends
 
 	Dataplane    string                // its name; empty: not told
+	Fallback     string                // why it is not the better one; empty: it is, or was asked for
 	Approximated func() map[string]int // Service ports whose balancing is not exact, by algorithm
 }
 
@@ -138,11 +139,24 @@ func NewMetrics(version string, src Sources) *Metrics {
 			ConstLabels: prometheus.Labels{"dataplane": src.Dataplane},
 		})
 		dp.Set(1)
-		m.registry.MustRegister(dp)
+		m.registry.MustRegister(dp, newFallback(src.Fallback))
 	}
 	m.registry.MustRegister(build, m.syncs, m.programming, m.answers, m.probes, newCollector(src),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// newFallback returns the gauge that says whether the agent runs with the lesser dataplane.
+func newFallback(because string) prometheus.Gauge {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "lbproxy_dataplane_fallback",
+		Help:        "1 if the dataplane serves because the better one cannot, which the label tells; else 0.",
+		ConstLabels: prometheus.Labels{"because": because},
+	})
+	if because != "" {
+		g.Set(1)
+	}
+	return g
 }
 
 // Gatherer returns what MetricsHandler needs.
