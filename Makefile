@@ -50,7 +50,7 @@ test-kernel: ## tests on Linux 6.1 in a virtual machine
 
 test-switch: need-root ## switches dataplanes under load, TESTFLAGS=-count=10 for many times
 	@hack/deps.sh test-root
-	LBPROXY_TEST_SWITCH=1 go test $(AS_ROOT) -tags root -count=1 -timeout 40m -run TestSwitchDataplanes $(TESTFLAGS) ./test/trial
+	go test $(AS_ROOT) -tags root -count=1 -timeout 40m -run 'TestSwitchDataplanes|TestKilledSwitching' $(TESTFLAGS) ./test/trial
 
 test-cluster: need-root ## tests against a real API server (root)
 	@hack/deps.sh $@

@@ -38,7 +38,7 @@ func (h *Host) result(ctx context.Context, c call) (reply, Result) {
 
 // Serve starts an echo server on addr, or on all addresses with [AnyAddr].
 // To each TCP connection it writes the line "host client-address local-address"
-// and then echoes everything; to each UDP datagram it answers that line
+// and then echoes everything, of Quiet without the line; to each UDP datagram it answers that line
 // followed by the datagram.
 func (h *Host) Serve(ctx context.Context, proto string, addr netip.AddrPort) error {
 	_, err := h.call(ctx, call{Verb: verbServe, Req: Request{Proto: proto}, Addr: addr})

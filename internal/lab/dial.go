@@ -58,7 +58,9 @@ func open(req Request) (*sock, Result) {
 			res = exchange(s, req)
 		}
 	} else if err = s.connect(req.To, deadline); err == nil {
-		err = readBanner(s, &res, deadline)
+		if req.Proto != Quiet {
+			err = readBanner(s, &res, deadline)
+		}
 		res.Local, res.Peer = s.local(), s.peer()
 	}
 	res.Took = time.Since(start)

@@ -11,6 +11,9 @@ import (
 const (
 	TCP = "tcp"
 	UDP = "udp"
+
+	// Quiet is TCP to a server that says nothing but what it echoes.
+	Quiet = "tcp-quiet"
 )
 
 // Kind classifies the outcome of a request the way a client would tell it.
@@ -27,7 +30,7 @@ const (
 
 // Request describes one client socket and what to send on it.
 type Request struct {
-	Proto     string         // TCP or UDP
+	Proto     string         // TCP, UDP or Quiet
 	To        netip.AddrPort // an IPv4-mapped address implies MappedV6
 	From      netip.AddrPort // optional bind address; address or port may be zero
 	Connected bool           // UDP: connect and send, instead of sendto and recvfrom

@@ -25,7 +25,9 @@ func (h *helper) serve(proto string, addr netip.AddrPort) error {
 	var err error
 	switch proto {
 	case TCP: // package net takes a wildcard of either family for both
-		server, err = h.serveTCP(addr)
+		server, err = serveTCP(addr, h.echoTCP)
+	case Quiet:
+		server, err = serveTCP(addr, echoQuiet)
 	case UDP:
 		server, err = h.serveUDP(addr)
 	default:
@@ -53,7 +55,7 @@ func (h *helper) stop(proto string, addr netip.AddrPort) error {
 	return nil
 }
 
-func (h *helper) serveTCP(addr netip.AddrPort) (io.Closer, error) {
+func serveTCP(addr netip.AddrPort, answer func(*net.TCPConn)) (io.Closer, error) {
 	l, err := net.Listen("tcp", addr.String())
 	if err != nil {
 		return nil, err
@@ -65,7 +67,7 @@ func (h *helper) serveTCP(addr netip.AddrPort) (io.Closer, error) {
 				return
 			}
 			if err == nil {
-				go h.echoTCP(c.(*net.TCPConn))
+				go answer(c.(*net.TCPConn))
 			}
 		}
 	}()
@@ -79,6 +81,11 @@ func (h *helper) echoTCP(c *net.TCPConn) {
 	if _, err := io.WriteString(c, banner(h.host, client, local)); err != nil {
 		return
 	}
+	_, _ = io.Copy(c, c)
+}
+
+func echoQuiet(c *net.TCPConn) {
+	defer c.Close()
 	_, _ = io.Copy(c, c)
 }
 

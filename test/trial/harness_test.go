@@ -21,7 +21,7 @@ import (
 
 const (
 	backendPort  = 8080
-	patience     = time.Minute // for what should happen soon; this machine may be busy
+	patience     = 3 * time.Minute // for what should happen soon; this machine may be busy
 	pollInterval = 20 * time.Millisecond
 	silence      = 500 * time.Millisecond // how long a client waits where nobody should answer
 	atOnce       = 900 * time.Millisecond // before TCP sends a lost SYN again
