@@ -36,7 +36,7 @@ func TestWitness(t *testing.T) {
 		}
 		step := func(want ...lb.Symptom) {
 			t.Helper()
-			time.Sleep(witnessPeriod)
+			<-time.After(witnessPeriod)
 			w.tells(t, want...)
 		}
 		first := lb.Symptom{Service: name, Backend: one, Kind: lb.Unanswered}
