@@ -89,10 +89,10 @@ func cutLast(s string) (before, after string, found bool) {
 	return s[:i], s[i+1:], true
 }
 
-// Get asks a server in the node's network namespace.
-func Get(l *lab.Lab, addr, path string) (status int, body string, err error) {
+// Get asks a server on a host's own loopback.
+func Get(h *lab.Host, addr, path string) (status int, body string, err error) {
 	var conn net.Conn
-	err = l.Host(lab.Node).Do(func() (err error) { // net/http would dial on another thread
+	err = h.Do(func() (err error) { // net/http would dial on another thread
 		conn, err = net.DialTimeout("tcp", addr, time.Second)
 		return err
 	})

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"time"
+)
+
+// outcome is what clients noticed of one fault.
+type outcome struct {
+	Arm      string        `json:"arm"`
+	Fault    string        `json:"fault"`
+	Victim   string        `json:"victim"`
+	Struck   time.Time     `json:"struck"`
+	Complete time.Time     `json:"complete"`
+	Removed  time.Duration `json:"removed,omitempty"` // after it was complete, by the kubelet
+	Healed   time.Duration `json:"healed"`            // until all clients had it again
+	Made     int           `json:"made"`              // connections
+	Before   int           `json:"before"`            // of them that failed before the fault
+	Late     time.Duration `json:"late"`              // the latest to begin
+	Nodes    []node        `json:"nodes"`
+	Failed   []sample      `json:"failed"`
+}
+
+// node is what clients of one node noticed.
+type node struct {
+	Failed int `json:"failed"`
+
+	// Last is when the last connection that failed began, after the fault was complete.
+	Last time.Duration `json:"last"`
+	// Known is the same after the first one had failed. Before that a node cannot know,
+	// unless it has asked the backend.
+	Known time.Duration `json:"known"`
+}
+
+// judge sorts the connections of a fault, of as many nodes, in the order of their
+// beginning. One counts as failed if it failed or took too long.
+func (o *outcome) judge(samples []sample, nodes int) {
+	o.Made = len(samples)
+	o.Nodes = make([]node, nodes)
+	first := make([]time.Time, nodes)
+	for _, s := range samples {
+		o.Late = max(o.Late, s.Late)
+		if !s.failed() {
+			continue
+		}
+		o.Failed = append(o.Failed, s)
+		end := s.Begun.Add(s.Took)
+		if end.Before(o.Struck) {
+			o.Before++
+			continue
+		}
+		n := &o.Nodes[s.Node]
+		n.Failed++
+		n.Last = s.Begun.Sub(o.Complete)
+		if f := first[s.Node]; f.IsZero() || end.Before(f) {
+			first[s.Node] = end
+		}
+		n.Known = s.Begun.Sub(first[s.Node])
+	}
+}
+
+// worst is over all nodes: most failed, and the latest.
+func (o *outcome) worst() (w node) {
+	for i, n := range o.Nodes {
+		if i == 0 {
+			w = n
+			continue
+		}
+		w.Failed = max(w.Failed, n.Failed)
+		w.Last, w.Known = max(w.Last, n.Last), max(w.Known, n.Known)
+	}
+	return w
+}
+
+// String says it in a line.
+func (o *outcome) String() string {
+	w := o.worst()
+	return fmt.Sprintf("%s %s: %d connections, %d failed, at most %d of a node; the last began %s after it, %s after its node's first had failed; %d failed before; back after %s; late by at most %s",
+		o.Victim, o.Fault, o.Made, len(o.Failed), w.Failed, millis(w.Last), millis(w.Known), o.Before, millis(o.Healed), millis(o.Late))
+}
+
+func millis(d time.Duration) string {
+	return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1e3)
+}
