@@ -40,7 +40,7 @@ for target in "$@"; do
 		compgen -G '.cache/kernel/*' >/dev/null ||
 			apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || lists=false
 		;;
-	bench-control) # what kube-proxy runs
+	bench-control | bench-failover) # what kube-proxy and the iptables dataplane run
 		need nft nftables
 		need iptables iptables
 		need ip6tables-restore iptables

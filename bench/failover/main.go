@@ -20,7 +20,7 @@ import (
 )
 
 func main() {
-	serverMain()
+	workerMain()
 	lab.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

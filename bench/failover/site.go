@@ -26,8 +26,8 @@ const (
 
 var (
 	vip   = netip.MustParseAddrPort("10.96.1.1:80")
-	watch = "lbproxy.io/health-passive: 'on'"
-	blind = "lbproxy.io/health-passive: 'off'"
+	watch = "lbproxy.io/health-passive: 'true'"
+	blind = "lbproxy.io/health-passive: 'false'"
 )
 
 // arm is a way to learn that a backend fails.

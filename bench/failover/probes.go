@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/lbproxy/lbproxy/bench/internal/agent"
+	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/internal/lab"
+)
+
+const (
+	endpointsEach = 100             // of a Service whose endpoints are probed
+	webShare      = 10              // one of so many Services is probed by HTTP
+	burnLimit     = 8 * time.Minute // for all probes while the processors are busy
+	target        = "target"
+)
+
+// targets are the addresses that are probed, which one pod has.
+var targets = netip.MustParsePrefix("10.245.0.0/16")
+
+// probed is what probing many endpoints each second came to.
+type probed struct {
+	Targets int `json:"targets"`
+
+	// While nothing else is to be done.
+	Rate  float64 `json:"rate"`  // probes a second, as the backends saw them
+	CPU   float64 `json:"cpu"`   // processors that the agent was busy on
+	Limit float64 `json:"limit"` // a goal
+
+	// While all processors are busy.
+	TCP     int64         `json:"tcp"` // probes, as the backends saw them
+	HTTP    int64         `json:"http"`
+	Took    time.Duration `json:"took"`
+	Burners int           `json:"burners"` // processes that do nothing but that
+	Ejected float64       `json:"ejected"` // backends, at any time
+	Failed  float64       `json:"failed"`  // probes
+}
+
+// manyProbes measures the processor time that probes of many endpoints cost, and counts
+// those that fail although nothing is wrong with the backends.
+func (b *bench) manyProbes(ctx context.Context) (err error) {
+	l, err := lab.New(lab.Options{Name: "probes", Pods: []lab.PodSpec{{Name: target}}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	if err := l.Host(target).AddRange(targets); err != nil {
+		return err
+	}
+	server, err := startWorker(ctx, l.Host(target), workServe)
+	if err != nil {
+		return err
+	}
+	defer server.stop()
+	dir := filepath.Join(l.Dir(), "manifests")
+	if err := writeTargets(dir, b.targets); err != nil {
+		return err
+	}
+	a, err := agent.Start(ctx, l, lab.Node, b.program, dir, arms[0].flags...)
+	if err != nil {
+		return err
+	}
+	defer a.Kill()
+	if _, err := a.Await(ctx); err != nil {
+		return a.Explain(err)
+	}
+	p := &probed{Targets: b.targets, Limit: 0.5}
+	b.report.Probed = p
+	if err := p.idle(ctx, b, a, server); err != nil {
+		return a.Explain(err)
+	}
+	b.log("%d endpoints: %.0f probes a second, %.2f processors", p.Targets, p.Rate, p.CPU)
+	if err := p.busy(ctx, b, l, a, server); err != nil {
+		return a.Explain(err)
+	}
+	b.log("all processors busy: %d probes by TCP and %d by HTTP in %s; %v failed, %v backends ejected",
+		p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Ejected)
+	return nil
+}
+
+// idle measures the agent's processor time.
+func (p *probed) idle(ctx context.Context, b *bench, a *agent.Agent, server *worker) error {
+	if err := sleep(ctx, 3*time.Second); err != nil { // until all have been probed
+		return err
+	}
+	before, start, err := server.served()
+	if err != nil {
+		return err
+	}
+	cpu, err := observe.ProcessCPU(a.PID())
+	if err != nil {
+		return err
+	}
+	if err := sleep(ctx, b.cpu); err != nil {
+		return err
+	}
+	after, end, err := server.served()
+	if err != nil {
+		return err
+	}
+	used, err := observe.ProcessCPU(a.PID())
+	took := end.Sub(start).Seconds()
+	p.CPU = (used - cpu) / took
+	p.Rate = float64(after.TCP+after.HTTP-before.TCP-before.HTTP) / took
+	if p.Rate == 0 && err == nil {
+		err = errors.New("no backend was probed")
+	}
+	return err
+}
+
+// busy counts probes until there were enough.
+func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *agent.Agent, server *worker) error {
+	p.Burners = runtime.NumCPU()
+	for range p.Burners {
+		w, err := startWorker(ctx, l.Host(target), workBurn)
+		if err != nil {
+			return err
+		}
+		defer w.stop()
+	}
+	first, start, err := server.served()
+	if err != nil {
+		return err
+	}
+	for {
+		if err := sleep(ctx, time.Second); err != nil {
+			return err
+		}
+		now, at, err := server.served()
+		if err != nil {
+			return err
+		}
+		p.TCP, p.HTTP, p.Took = now.TCP-first.TCP, now.HTTP-first.HTTP, at.Sub(start)
+		if p.TCP+p.HTTP >= int64(b.probes) {
+			break
+		}
+		if p.Took > burnLimit {
+			return fmt.Errorf("only %d probes in %s", p.TCP+p.HTTP, p.Took)
+		}
+	}
+	m, err := a.Metrics()
+	if err != nil {
+		return err
+	}
+	p.Ejected, p.Failed = ejections(m), failures(m)
+	return nil
+}
+
+// writeTargets writes Services whose n endpoints are probed once a second.
+func writeTargets(dir string, n int) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("manifests: %w", err)
+	}
+	at := targets.Addr()
+	for i := 0; i*endpointsEach < n; i++ {
+		check, port := "tcp", tcpPort
+		if i%webShare == 0 {
+			check, port = "http", httpPort
+		}
+		var text bytes.Buffer
+		fmt.Fprintf(&text, `apiVersion: v1
+kind: Service
+metadata:
+  name: probed-%[1]d
+  namespace: bench
+  annotations: {lbproxy.io/health-check: %[2]s, lbproxy.io/health-check-interval: 1s}
+spec:
+  clusterIP: 10.96.2.%[1]d
+  ports: [{name: http, port: 80, targetPort: %[3]d}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: probed-%[1]d-1, namespace: bench, labels: {kubernetes.io/service-name: probed-%[1]d}}
+addressType: IPv4
+ports: [{name: http, port: %[3]d}]
+endpoints:
+`, i, check, port)
+		for range min(endpointsEach, n-i*endpointsEach) {
+			at = at.Next()
+			fmt.Fprintf(&text, "- {addresses: [%s], nodeName: %s}\n", at, lab.Node)
+		}
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("probed-%d.yaml", i)), text.Bytes(), 0o644); err != nil {
+			return fmt.Errorf("manifests: %w", err)
+		}
+	}
+	return nil
+}
+
+// ejections is how many backends the agent has ever taken out.
+func ejections(m map[string]float64) (n float64) { return 0 }
+
+// failures is how many probes have failed.
+func failures(m map[string]float64) (n float64) { return 0 }
