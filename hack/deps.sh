@@ -33,6 +33,7 @@ for target in "$@"; do
 		need cpio cpio
 		need iptables iptables
 		need ip6tables-restore iptables
+		need nft nftables
 		;;
 	test-kernel)
 		need qemu-system-x86_64 qemu-system-x86

@@ -48,7 +48,7 @@ func (b *bench) agents(ctx context.Context) (err error) {
 func (b *bench) leave(ctx context.Context, s *site, victim string, after time.Duration) (*alone, error) {
 	f := allFaults[0]
 	got := &alone{Killed: after, For: b.alone, Outcome: &outcome{Arm: s.arm.name, Fault: f.name, Victim: victim}}
-	l := s.load(ctx, b.rate)
+	l := s.load(ctx, b.rate, s.all()...)
 	steps := []func() error{
 		func() error { return sleep(ctx, warm) },
 		func() error {
@@ -72,7 +72,7 @@ func (b *bench) leave(ctx context.Context, s *site, victim string, after time.Du
 	if err == nil {
 		err = inTurn(func() error { return f.heal(ctx, s, victim) }, func() error { return sleep(ctx, b.alone) })
 	}
-	samples, lerr := l.stop()
+	samples, lerr := stop(l)
 	if err = errors.Join(err, lerr); err != nil {
 		return nil, err
 	}

@@ -20,7 +20,10 @@ const (
 	propagation     = time.Second // from the kubelet to every node's proxy; a guess
 )
 
-const warm = time.Second // of connections before a fault
+const (
+	warm  = time.Second // of connections before a fault
+	dense = time.Second // of many more on one node, half of it before the fault
+)
 
 // fault is what happens to a backend.
 type fault struct {
@@ -85,7 +88,7 @@ func (b *bench) faults(ctx context.Context, a arm) (err error) {
 	}
 	for round := range rounds {
 		for _, f := range allFaults {
-			o, err := b.strike(ctx, s, f, backend(round%backendCount))
+			o, err := b.strike(ctx, s, f, round)
 			if err != nil {
 				return fmt.Errorf("%s, round %d: %w", f.name, round+1, err)
 			}
@@ -96,40 +99,61 @@ func (b *bench) faults(ctx context.Context, a arm) (err error) {
 	return nil
 }
 
-// strike has one fault strike one backend, and heals it.
-func (b *bench) strike(ctx context.Context, s *site, f fault, victim string) (*outcome, error) {
-	l := s.load(ctx, b.rate)
-	o := &outcome{Arm: s.arm.name, Fault: f.name, Victim: victim}
-	err := sleep(ctx, warm)
-	if err == nil {
-		o.Struck = time.Now()
-		err = f.strike(ctx, s, victim)
-		o.Complete = time.Now()
-	}
-	if err == nil && s.arm.blind {
-		if err = sleep(ctx, b.removal(f)); err == nil {
-			err = s.ready(victim, false)
-			o.Removed = time.Since(o.Complete)
-		}
-	}
-	if err == nil {
-		err = sleep(ctx, b.watch)
-	}
-	samples, lerr := l.stop()
+// strike has one fault strike one backend, and heals it. In each round it is another
+// backend, and another node that has many more connections than the others.
+func (b *bench) strike(ctx context.Context, s *site, f fault, round int) (*outcome, error) {
+	victim := backend(round % backendCount)
+	o := &outcome{Arm: s.arm.name, Fault: f.name, Victim: victim, Dense: round % len(s.nodes)}
+	l := s.load(ctx, b.rate, s.all()...)
+	loads := []*load{l}
+	err := inTurn(
+		func() error { return sleep(ctx, warm-dense/2) },
+		func() error {
+			more := s.load(ctx, b.burst, o.Dense)
+			loads = append(loads, more)
+			time.AfterFunc(dense, more.cancel)
+			return sleep(ctx, dense/2)
+		},
+		func() error {
+			o.Struck = time.Now()
+			err := f.strike(ctx, s, victim)
+			o.Complete = time.Now()
+			return err
+		},
+		func() error {
+			if !s.arm.blind {
+				return nil
+			}
+			err := sleep(ctx, b.removal(f))
+			if err == nil {
+				err = s.ready(victim, false)
+				o.Removed = time.Since(o.Complete)
+			}
+			return err
+		},
+		func() error { return sleep(ctx, b.watch) },
+	)
+	samples, lerr := stop(loads...)
 	if err = errors.Join(err, lerr); err != nil {
 		return nil, err
 	}
 	o.judge(samples, len(s.nodes))
+	return o, b.mend(ctx, s, f, o)
+}
+
+// mend heals what a fault did.
+func (b *bench) mend(ctx context.Context, s *site, f fault, o *outcome) (err error) {
+	victim := o.Victim
 	if err := f.heal(ctx, s, victim); err != nil {
-		return nil, err
+		return err
 	}
 	if s.arm.blind {
 		if err := s.ready(victim, true); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	o.Healed, err = s.heals(ctx, victim)
-	return o, err
+	return err
 }
 
 func (b *bench) log(format string, args ...any) {

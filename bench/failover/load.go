@@ -43,21 +43,28 @@ type load struct {
 	errs    []error
 }
 
-// load begins rate connections a second on each node, half of them from each client.
-// Nodes and clients take turns.
-func (s *site) load(ctx context.Context, rate int) *load {
+// load begins rate connections a second on each of some nodes, half of them from each
+// client. Nodes and clients take turns.
+func (s *site) load(ctx context.Context, rate int, nodes ...int) *load {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &load{cancel: cancel}
 	start := time.Now().Add(2 * ahead)
-	clients := len(s.nodes) * 2
 	every := 2 * time.Second / time.Duration(rate)
-	for i := range s.nodes {
+	for n, i := range nodes {
 		for k, name := range clientsOf(i) {
-			turn := every * time.Duration(2*i+k) / time.Duration(clients)
+			turn := every * time.Duration(2*n+k) / time.Duration(2*len(nodes))
 			l.wg.Go(func() { l.keep(ctx, s.lab.Host(name), i, start.Add(turn), every) })
 		}
 	}
 	return l
+}
+
+// all are the numbers of the nodes.
+func (s *site) all() (nodes []int) {
+	for i := range s.nodes {
+		nodes = append(nodes, i)
+	}
+	return nodes
 }
 
 // keep asks for one stretch of a client's connections after the other.
@@ -87,10 +94,15 @@ func (l *load) note(client string, node int, paced []lab.Paced, err error) {
 	}
 }
 
-// stop waits for the last connections and returns all, in the order of their beginning.
-func (l *load) stop() ([]sample, error) {
-	l.cancel()
-	l.wg.Wait()
-	slices.SortFunc(l.samples, func(a, b sample) int { return cmp.Compare(a.Begun.UnixNano(), b.Begun.UnixNano()) })
-	return l.samples, errors.Join(l.errs...)
+// stop waits for the last connections of loads and returns all, in the order of their
+// beginning.
+func stop(loads ...*load) (all []sample, err error) {
+	for _, l := range loads {
+		l.cancel()
+		l.wg.Wait()
+		all = append(all, l.samples...)
+		err = errors.Join(err, errors.Join(l.errs...))
+	}
+	slices.SortFunc(all, func(a, b sample) int { return cmp.Compare(a.Begun.UnixNano(), b.Begun.UnixNano()) })
+	return all, err
 }

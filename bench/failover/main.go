@@ -35,6 +35,7 @@ func main() {
 type plan struct {
 	nodes   int
 	rate    int           // new connections a second of each node
+	burst   int           // and of one node more, at the time of a fault
 	rounds  int           // of each fault with health
 	watch   time.Duration // after a fault, where health is on
 	period  time.Duration // of the kubelet's readiness probe
@@ -46,11 +47,11 @@ type plan struct {
 
 var (
 	quick = plan{
-		nodes: 2, rate: 50, rounds: 1, watch: 3 * time.Second, period: time.Second, alone: 3 * time.Second,
+		nodes: 2, rate: 50, burst: 200, rounds: 1, watch: 3 * time.Second, period: time.Second, alone: 3 * time.Second,
 		probes: 20_000, targets: 2000, cpu: 4 * time.Second,
 	}
 	full = plan{
-		nodes: 8, rate: 100, rounds: 8, watch: 6 * time.Second, period: 10 * time.Second, alone: 10 * time.Second,
+		nodes: 8, rate: 100, burst: 1600, rounds: 8, watch: 6 * time.Second, period: 10 * time.Second, alone: 10 * time.Second,
 		probes: 1_000_000, targets: 10_000, cpu: 20 * time.Second,
 	}
 )
@@ -80,7 +81,7 @@ func run(ctx context.Context) error {
 	if *rate > 0 {
 		b.rate = *rate
 	}
-	b.report = &report{Machine: observe.ThisMachine(), Quick: *isQuick, Nodes: b.nodes, Rate: b.rate}
+	b.report = &report{Machine: observe.ThisMachine(), Quick: *isQuick, Nodes: b.nodes, Rate: b.rate, Dense: b.rate + b.burst}
 	for _, part := range b.parts() {
 		if !match.MatchString(part.name) {
 			continue

@@ -20,6 +20,7 @@ type outcome struct {
 	Before   int           `json:"before"`            // of them that failed before the fault
 	Late     time.Duration `json:"late"`              // the latest to begin
 	Nodes    []node        `json:"nodes"`
+	Dense    int           `json:"dense"` // the node with many more connections
 	Failed   []sample      `json:"failed"`
 }
 
@@ -61,24 +62,23 @@ func (o *outcome) judge(samples []sample, nodes int) {
 	}
 }
 
-// worst is over all nodes: most failed, and the latest.
-func (o *outcome) worst() (w node) {
-	for i, n := range o.Nodes {
-		if i == 0 {
-			w = n
-			continue
-		}
-		w.Failed = max(w.Failed, n.Failed)
-		w.Last, w.Known = max(w.Last, n.Last), max(w.Known, n.Known)
-	}
-	return w
+// worse is the most and the latest of two.
+func (n node) worse(o node) node {
+	return node{max(n.Failed, o.Failed), max(n.Last, o.Last), max(n.Known, o.Known)}
 }
 
 // String says it in a line.
 func (o *outcome) String() string {
-	w := o.worst()
-	return fmt.Sprintf("%s %s: %d connections, %d failed, at most %d of a node; the last began %s after it, %s after its node's first had failed; %d failed before; back after %s; late by at most %s",
-		o.Victim, o.Fault, o.Made, len(o.Failed), w.Failed, millis(w.Last), millis(w.Known), o.Before, millis(o.Healed), millis(o.Late))
+	var w node
+	for i, n := range o.Nodes {
+		if i != o.Dense {
+			w = w.worse(n)
+		}
+	}
+	d := o.Nodes[o.Dense]
+	return fmt.Sprintf("%s %s: %d connections, %d failed, at most %d of a node; the last began %s after it, %s after its node's first had failed (dense: %d, %s, %s); %d failed before; back after %s; late by at most %s",
+		o.Victim, o.Fault, o.Made, len(o.Failed), w.Failed, millis(w.Last), millis(w.Known),
+		d.Failed, millis(d.Last), millis(d.Known), o.Before, millis(o.Healed), millis(o.Late))
 }
 
 func millis(d time.Duration) string {

@@ -43,28 +43,35 @@ func TestJudge(t *testing.T) {
 	if o.Before != 1 || o.Made != 9 || len(o.Failed) != 5 {
 		t.Errorf("got %d before, %d made, %d failed, want 1, 9 and 5", o.Before, o.Made, len(o.Failed))
 	}
-	if got, want := o.worst(), (node{2, 1297 * time.Millisecond, 200 * time.Millisecond}); got != want {
-		t.Errorf("worst: got %+v, want %+v", got, want)
+	if got, want := o.Nodes[0].worse(o.Nodes[1]), (node{2, 1297 * time.Millisecond, 200 * time.Millisecond}); got != want {
+		t.Errorf("worse: got %+v, want %+v", got, want)
 	}
 }
 
 func TestLinesAreJudgedByTheirGoals(t *testing.T) {
-	bad := func(f string, n node) *outcome { return &outcome{Arm: "ebpf", Fault: f, Nodes: []node{{}, n}} }
 	for _, tc := range []struct {
-		o   *outcome
-		met string
+		arm, fault string
+		n          node
+		met, dense string // as one of many nodes, and as the one with many connections
 	}{
-		{bad("killed", node{3, time.Second, lastRefused}), "yes"},
-		{bad("killed", node{4, 0, 0}), "no"},
-		{bad("killed", node{1, time.Second, lastRefused + 1}), "no"},
-		{bad("blackholed", node{99, lastSilent, lastSilent}), "yes"},
-		{bad("blackholed", node{1, lastSilent + 1, 0}), "no"},
-		{&outcome{Arm: "ebpf kubelet", Fault: "killed", Nodes: []node{{99, 0, 0}}}, ""},
+		{"ebpf", "killed", node{3, time.Second, lastRefused}, "yes", "no"},
+		{"ebpf", "killed", node{3, lastRefused, 0}, "yes", "yes"},
+		{"ebpf", "killed", node{4, 0, 0}, "no", "no"},
+		{"ebpf", "killed", node{1, time.Second, lastRefused + 1}, "no", "no"},
+		{"ebpf", "blackholed", node{99, lastSilent, lastSilent}, "yes", "yes"},
+		{"ebpf", "blackholed", node{1, lastSilent + 1, 0}, "no", "no"},
+		{"ebpf kubelet", "killed", node{99, 0, 0}, "", ""},
 	} {
-		r := &report{Outcomes: []*outcome{bad(tc.o.Fault, node{}), tc.o}}
-		lines := r.lines()
-		if _, met := lines[len(lines)-1].judge(); met != tc.met {
-			t.Errorf("%s %+v: met %q, want %q", tc.o.Fault, tc.o.Nodes, met, tc.met)
+		for i, want := range []string{tc.met, tc.dense} {
+			none := &outcome{Arm: tc.arm, Fault: tc.fault, Nodes: []node{{}, {}}}
+			o := &outcome{Arm: tc.arm, Fault: tc.fault, Nodes: []node{{}, tc.n}, Dense: i}
+			lines := (&report{Outcomes: []*outcome{none, o}}).lines()
+			if len(lines) != 2 {
+				t.Fatalf("%d lines, want 2", len(lines))
+			}
+			if _, met := lines[i].judge(); met != want {
+				t.Errorf("%s with %s, %+v: met %q, want %q", tc.fault, tc.arm, tc.n, met, want)
+			}
 		}
 	}
 }

@@ -17,7 +17,8 @@ type report struct {
 	Machine  observe.Machine `json:"machine"`
 	Quick    bool            `json:"quick,omitempty"`
 	Nodes    int             `json:"nodes"`
-	Rate     int             `json:"rate"` // new connections a second of each node
+	Rate     int             `json:"rate"`  // new connections a second of each node
+	Dense    int             `json:"dense"` // of the one that has many more
 	Outcomes []*outcome      `json:"outcomes,omitempty"`
 	Alone    []*alone        `json:"alone,omitempty"`
 	Probed   *probed         `json:"probed,omitempty"`
@@ -29,6 +30,7 @@ const (
 	lastRefused  = 5 * time.Millisecond    // after the node's first
 	lastSilent   = 1300 * time.Millisecond // after a backend went silent
 	goalKilled   = "<= 3 a node, none 5 ms after its first"
+	goalDense    = "<= 3 a node, none after 5 ms"
 	goalSilent   = "none after 1.3 s"
 	goalProbes   = "0 ejected"
 	goalCPU      = "<= 0.5"
@@ -44,42 +46,43 @@ has failed, the first one half a period after the fault, and a second for the wa
 
 // line is one of the table: all rounds of one fault in one arm.
 type line struct {
-	arm, fault  string
-	all         []*outcome
-	made, total int
-	worst       node // of all nodes in all rounds
-	each        []int
-	before      int
+	arm, fault string
+	dense      bool   // of the nodes with many connections, or of the others
+	each       []node // in all rounds
+	total      int
+	worst      node
+	before     int
 }
 
 func (r *report) lines() (lines []*line) {
 	for _, o := range r.Outcomes {
-		i := slices.IndexFunc(lines, func(l *line) bool { return l.arm == o.Arm && l.fault == o.Fault })
-		if i < 0 {
-			i = len(lines)
-			lines = append(lines, &line{arm: o.Arm, fault: o.Fault, worst: o.worst()})
+		for _, dense := range []bool{false, true} {
+			i := slices.IndexFunc(lines, func(l *line) bool { return l.arm == o.Arm && l.fault == o.Fault && l.dense == dense })
+			if i < 0 {
+				i = len(lines)
+				lines = append(lines, &line{arm: o.Arm, fault: o.Fault, dense: dense})
+			}
+			lines[i].add(o)
 		}
-		lines[i].add(o)
 	}
 	return lines
 }
 
 func (l *line) add(o *outcome) {
-	w := o.worst()
-	l.all = append(l.all, o)
-	l.made += o.Made
-	l.before += o.Before
-	l.total += len(o.Failed) - o.Before
-	l.worst = node{max(l.worst.Failed, w.Failed), max(l.worst.Last, w.Last), max(l.worst.Known, w.Known)}
-	for _, n := range o.Nodes {
-		l.each = append(l.each, n.Failed)
+	for i, n := range o.Nodes {
+		if (i == o.Dense) == l.dense {
+			l.each = append(l.each, n)
+			l.total += n.Failed
+			l.worst = l.worst.worse(n)
+		}
 	}
+	l.before += o.Before
 }
 
-// median of what nodes noticed.
+// median is of how many connections failed.
 func (l *line) median() int {
-	slices.Sort(l.each)
-	return l.each[len(l.each)/2]
+	slices.SortFunc(l.each, func(a, b node) int { return a.Failed - b.Failed })
+	return l.each[len(l.each)/2].Failed
 }
 
 // judge returns the goal of a line, and whether it is met.
@@ -87,6 +90,8 @@ func (l *line) judge() (goal, met string) {
 	switch {
 	case slices.ContainsFunc(arms, func(a arm) bool { return a.name == l.arm && a.blind }):
 		return "", ""
+	case l.fault == "killed" && l.dense:
+		return goalDense, yes(l.worst.Failed <= mostRefused && l.worst.Last <= lastRefused)
 	case l.fault == "killed":
 		return goalKilled, yes(l.worst.Failed <= mostRefused && l.worst.Known <= lastRefused)
 	}
@@ -102,16 +107,20 @@ func yes(ok bool) string {
 
 func (r *report) print(w io.Writer) error {
 	m := r.Machine
-	fmt.Fprintf(w, "\n%s\nLinux %s, %d x %s, %s\nload average before: %s, after: %s\n%d nodes, %d new connections a second each, 8 backends\n%s\n",
-		m.Time.Format("2006-01-02 15:04 UTC"), m.Kernel, m.CPUs, m.CPU, m.Go, m.LoadBefore, m.LoadAfter, r.Nodes, r.Rate, methodHeader)
+	fmt.Fprintf(w, "\n%s\nLinux %s, %d x %s, %s\nload average before: %s, after: %s\n%d nodes, %d new connections a second each, one of them %d, 8 backends\n%s\n",
+		m.Time.Format("2006-01-02 15:04 UTC"), m.Kernel, m.CPUs, m.CPU, m.Go, m.LoadBefore, m.LoadAfter, r.Nodes, r.Rate, r.Dense, methodHeader)
 	if r.Quick {
 		fmt.Fprint(w, "-quick: this only shows that everything runs; the numbers say nothing.\n\n")
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "a backend is\twith\trounds\tconnections\tfailed\tof a node: median\tmost\tlast\tafter first\tbefore\tgoal\tmet\t")
+	fmt.Fprintln(tw, "a backend is\twith\tconnections/s\tnodes x rounds\tfailed\tof a node: median\tmost\tlast\tafter first\tbefore\tgoal\tmet\t")
 	for _, l := range r.lines() {
 		goal, met := l.judge()
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%d\t%s\t%s\t\n", l.fault, l.arm, len(l.all), l.made, l.total,
+		rate := r.Rate
+		if l.dense {
+			rate = r.Dense
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%d\t%s\t%s\t\n", l.fault, l.arm, rate, len(l.each), l.total,
 			l.median(), l.worst.Failed, millis(l.worst.Last), millis(l.worst.Known), l.before, goal, met)
 	}
 	if err := tw.Flush(); err != nil {
