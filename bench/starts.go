@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/lbproxy/lbproxy/bench/internal/agent"
+	"github.com/lbproxy/lbproxy/bench/internal/launch"
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
@@ -61,16 +61,16 @@ func startOnce(ctx context.Context, program string, services int) (_ map[string]
 		return nil, err
 	}
 	got := map[string]float64{}
-	if err := launch(ctx, l, program, dir, "cold", got); err != nil {
+	if err := timed(ctx, l, program, dir, "cold", got); err != nil {
 		return nil, err
 	}
-	return got, launch(ctx, l, program, dir, "restart", got)
+	return got, timed(ctx, l, program, dir, "restart", got)
 }
 
-// launch starts the program, waits until it is ready, notes what that took and
+// timed starts the program, waits until it is ready, notes what that took and
 // kills it.
-func launch(ctx context.Context, l *lab.Lab, program, dir, name string, got map[string]float64) (err error) {
-	a, err := agent.Start(ctx, l, lab.Node, program, dir)
+func timed(ctx context.Context, l *lab.Lab, program, dir, name string, got map[string]float64) (err error) {
+	a, err := launch.Start(ctx, l, lab.Node, program, dir)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func launch(ctx context.Context, l *lab.Lab, program, dir, name string, got map[
 }
 
 // inspect notes what the program says of itself and the kernel of it.
-func inspect(ctx context.Context, a *agent.Agent, name string, got map[string]float64) error {
+func inspect(ctx context.Context, a *launch.Agent, name string, got map[string]float64) error {
 	pid := a.PID()
 	peak, err := observe.Memory(pid, "status", "VmHWM") // before the scrape, which needs more
 	if err != nil {

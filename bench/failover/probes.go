@@ -13,7 +13,7 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/lbproxy/lbproxy/bench/internal/agent"
+	"github.com/lbproxy/lbproxy/bench/internal/launch"
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
@@ -66,7 +66,7 @@ func (b *bench) manyProbes(ctx context.Context) (err error) {
 	if err := writeTargets(dir, b.targets); err != nil {
 		return err
 	}
-	a, err := agent.Start(ctx, l, lab.Node, b.program, dir, arms[0].flags...)
+	a, err := launch.Start(ctx, l, lab.Node, b.program, dir, arms[0].flags...)
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (b *bench) manyProbes(ctx context.Context) (err error) {
 }
 
 // idle measures the agent's processor time.
-func (p *probed) idle(ctx context.Context, b *bench, a *agent.Agent, server *worker) error {
+func (p *probed) idle(ctx context.Context, b *bench, a *launch.Agent, server *worker) error {
 	if err := sleep(ctx, 3*time.Second); err != nil { // until all have been probed
 		return err
 	}
@@ -119,7 +119,7 @@ func (p *probed) idle(ctx context.Context, b *bench, a *agent.Agent, server *wor
 }
 
 // busy counts probes until there were enough.
-func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *agent.Agent, server *worker) error {
+func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *launch.Agent, server *worker) error {
 	p.Burners = runtime.NumCPU()
 	for range p.Burners {
 		w, err := startWorker(ctx, l.Host(target), workBurn)

@@ -14,7 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/lbproxy/lbproxy/bench/internal/agent"
+	"github.com/lbproxy/lbproxy/bench/internal/launch"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
@@ -60,7 +60,7 @@ type site struct {
 	program string
 	dir     string // of manifests
 	nodes   []string
-	agents  []*agent.Agent // by node; nil: it does not run
+	agents  []*launch.Agent // by node; nil: it does not run
 	away    map[string]bool
 }
 
@@ -103,7 +103,7 @@ func (b *bench) newSite(ctx context.Context, a arm) (_ *site, err error) {
 	if err := s.write(); err != nil {
 		return nil, err
 	}
-	s.agents = make([]*agent.Agent, b.nodes)
+	s.agents = make([]*launch.Agent, b.nodes)
 	return s, s.start(ctx)
 }
 
@@ -122,7 +122,7 @@ func (s *site) start(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for i, node := range s.nodes {
 		wg.Go(func() {
-			a, err := agent.Start(ctx, s.lab, node, s.program, s.dir, s.arm.flags...)
+			a, err := launch.Start(ctx, s.lab, node, s.program, s.dir, s.arm.flags...)
 			if err == nil {
 				s.agents[i] = a
 				_, err = a.Await(ctx)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package agent runs lbproxy on nodes of labs, on manifests.
-package agent
+// Package launch runs lbproxy on nodes of labs, on manifests.
+package launch
 
 import (
 	"context"
