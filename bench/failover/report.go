@@ -112,6 +112,28 @@ func (r *report) print(w io.Writer) error {
 	if r.Quick {
 		fmt.Fprint(w, "-quick: this only shows that everything runs; the numbers say nothing.\n\n")
 	}
+	if err := r.table(w); err != nil {
+		return err
+	}
+	for _, a := range r.Alone {
+		fmt.Fprintf(w, "\nall agents killed %s after the fault: in %s without them %d connections failed, at most %d of a node.\n"+
+			"The backend came back: %d of %d connections in %s went to it; %s after the start of the agents all clients had it.\n",
+			a.Killed, a.For, a.Then, a.Worst, a.Back, a.Others, a.For, millis(a.Found))
+	}
+	if p := r.Probed; p != nil {
+		fmt.Fprintf(w, "\n%d endpoints probed once a second: %.0f probes a second, %.2f processors of the agent, goal %s: %s\n",
+			p.Targets, p.Rate, p.CPU, goalCPU, yes(p.CPU <= p.Limit))
+		fmt.Fprintf(w, "%d processes burn all processors: %d probes by TCP and %d by HTTP in %s, %.0f failed, %.0f backends ejected, goal %s: %s\n",
+			p.Burners, p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Ejected, goalProbes, yes(p.Ejected == 0))
+	}
+	return nil
+}
+
+// table prints what clients noticed of faults.
+func (r *report) table(w io.Writer) error {
+	if len(r.Outcomes) == 0 {
+		return nil
+	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "a backend is\twith\tconnections/s\tnodes x rounds\tfailed\tof a node: median\tmost\tlast\tafter first\tbefore\tgoal\tmet\t")
 	for _, l := range r.lines() {
@@ -125,17 +147,6 @@ func (r *report) print(w io.Writer) error {
 	}
 	if err := tw.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
-	}
-	for _, a := range r.Alone {
-		fmt.Fprintf(w, "\nall agents killed %s after the fault: in %s without them %d connections failed, at most %d of a node.\n"+
-			"The backend came back: %d of %d connections in %s went to it; %s after the start of the agents all clients had it.\n",
-			a.Killed, a.For, a.Then, a.Worst, a.Back, a.Others, a.For, millis(a.Found))
-	}
-	if p := r.Probed; p != nil {
-		fmt.Fprintf(w, "\n%d endpoints probed once a second: %.0f probes a second, %.2f processors of the agent, goal %s: %s\n",
-			p.Targets, p.Rate, p.CPU, goalCPU, yes(p.CPU <= p.Limit))
-		fmt.Fprintf(w, "%d processes burn all processors: %d probes by TCP and %d by HTTP in %s, %.0f failed, %.0f backends ejected, goal %s: %s\n",
-			p.Burners, p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Ejected, goalProbes, yes(p.Ejected == 0))
 	}
 	return nil
 }
