@@ -250,8 +250,8 @@ func TestOnlyBackendStays(t *testing.T) {
 // that lets pods in.
 func (r *rig) forbid(pod string) {
 	r.t.Helper()
-	rules := "add table inet policy; add chain inet policy in { type filter hook input priority 0; }; " +
-		fmt.Sprintf("add rule inet policy in ip saddr %s tcp flags syn drop", lab.NodeAddr4)
+	rules := "add table inet forbid; add chain inet forbid in { type filter hook input priority 0; }; " +
+		fmt.Sprintf("add rule inet forbid in ip saddr %s tcp flags syn drop", lab.NodeAddr4)
 	if res := r.finish(r.lab.Host(pod).Command(r.bounded(), "nft", rules)); res.code != 0 {
 		r.t.Fatalf("nft: %s", res.stderr)
 	}
