@@ -152,7 +152,7 @@ func TestProbesFollowAProcess(t *testing.T) {
 		r.lab.Host("backend1").Kill()
 		a.awaitLog("reason=BackendEjected", r.backend("backend1"), "refused")
 		r.settles(webVIP, "backend2", "backend3")
-		r.lbproxy("get", "backends").want(t, 0, "ejected", "refused")
+		r.lbproxy("get", "health").want(t, 0, "ejected", "refused")
 
 		tr := r.traffic(webVIP)
 		r.revive("backend1")
@@ -237,7 +237,7 @@ func TestOnlyBackendStays(t *testing.T) {
 	status(http.StatusServiceUnavailable)
 	a.awaitLog("reason=BackendEjected", r.backend("backend1"), "503")
 	a.awaitLog("reason=HealthIgnored", r.backend("backend1"))
-	r.lbproxy("get", "backends").want(t, 0, "ejected", "503")
+	r.lbproxy("get", "health").want(t, 0, "ejected", "503")
 	tr.flows()
 	r.serves(webVIP, "backend1")
 	status(http.StatusOK)
@@ -252,8 +252,15 @@ func (r *rig) forbid(pod string) {
 	r.t.Helper()
 	rules := "add table inet forbid; add chain inet forbid in { type filter hook input priority 0; }; " +
 		fmt.Sprintf("add rule inet forbid in ip saddr %s tcp flags syn drop", lab.NodeAddr4)
-	if res := r.finish(r.lab.Host(pod).Command(r.bounded(), "nft", rules)); res.code != 0 {
-		r.t.Fatalf("nft: %s", res.stderr)
+	h := r.lab.Host(pod)
+	cmd := h.Command(r.bounded(), "nft", rules)
+	cmd.Stderr = os.Stderr
+	err := h.Start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		r.t.Fatalf("%v: %v", cmd.Args, err)
 	}
 }
 
