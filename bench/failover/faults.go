@@ -83,8 +83,11 @@ func (b *bench) faults(ctx context.Context, a arm) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	rounds := b.rounds
-	if a.blind {
+	switch {
+	case a.blind:
 		rounds = 1
+	case a.name != arms[0].name: // which are slow
+		rounds = min(rounds, 3)
 	}
 	for round := range rounds {
 		for _, f := range allFaults {
@@ -131,7 +134,12 @@ func (b *bench) strike(ctx context.Context, s *site, f fault, round int) (*outco
 			}
 			return err
 		},
-		func() error { return sleep(ctx, b.watch) },
+		func() error {
+			if s.arm.says == probe { // what they may take, and as long again
+				return sleep(ctx, 2*b.watch)
+			}
+			return sleep(ctx, b.watch)
+		},
 	)
 	samples, lerr := stop(loads...)
 	if err = errors.Join(err, lerr); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/lbproxy/lbproxy/bench/internal/launch"
@@ -197,7 +198,20 @@ endpoints:
 }
 
 // ejections is how many backends the agent has ever taken out.
-func ejections(m map[string]float64) (n float64) { return 0 }
+func ejections(m map[string]float64) float64 { return sum(m, "lbproxy_health_ejections_total{", "") }
 
 // failures is how many probes have failed.
-func failures(m map[string]float64) (n float64) { return 0 }
+func failures(m map[string]float64) float64 {
+	const name = "lbproxy_health_probe_duration_seconds_count{"
+	return sum(m, name, "") - sum(m, name, `result="healthy"`)
+}
+
+// sum is over the samples of a name that have a label.
+func sum(m map[string]float64, name, label string) (n float64) {
+	for sample, x := range m {
+		if strings.HasPrefix(sample, name) && strings.Contains(sample, label) {
+			n += x
+		}
+	}
+	return n
+}

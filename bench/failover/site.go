@@ -26,7 +26,7 @@ const (
 
 var (
 	vip   = netip.MustParseAddrPort("10.96.1.1:80")
-	watch = "lbproxy.io/health-passive: 'true'"
+	probe = "lbproxy.io/health-check: tcp"
 	blind = "lbproxy.io/health-passive: 'false'"
 )
 
@@ -34,13 +34,15 @@ var (
 type arm struct {
 	name  string
 	flags []string // of lbproxy
-	says  string   // the Service's annotation
+	says  string   // an annotation of the Service; empty: the defaults hold
 	blind bool     // only the kubelet sees faults
 }
 
+
 var arms = []arm{
-	{"ebpf", []string{"--dataplane=ebpf"}, watch, false},
-	{"iptables", iptables, watch, false},
+	{"ebpf", []string{"--dataplane=ebpf"}, "", false},
+	{"iptables", iptables, "", false},
+	{"iptables probed", iptables, probe, false},
 	{"ebpf kubelet", []string{"--dataplane=ebpf"}, blind, true},
 	{"iptables kubelet", iptables, blind, true},
 }
