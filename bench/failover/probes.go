@@ -34,13 +34,13 @@ type probed struct {
 	Targets int `json:"targets"`
 
 	// While nothing else is to be done.
-	Rate  float64 `json:"rate"`  // probes a second, as the backends saw them
+	Rate  float64 `json:"rate"`  // probes a second
 	CPU   float64 `json:"cpu"`   // processors that the agent was busy on
 	Limit float64 `json:"limit"` // a goal
 
 	// While all processors are busy.
-	TCP     int64         `json:"tcp"` // probes, as the backends saw them
-	HTTP    int64         `json:"http"`
+	TCP     float64       `json:"tcp"` // probes
+	HTTP    float64       `json:"http"`
 	Took    time.Duration `json:"took"`
 	Burners int           `json:"burners"` // processes that do nothing but that
 	Ejected float64       `json:"ejected"` // backends, at any time
@@ -58,11 +58,11 @@ func (b *bench) manyProbes(ctx context.Context) (err error) {
 	if err := l.Host(target).AddRange(targets); err != nil {
 		return err
 	}
-	server, err := startWorker(ctx, l.Host(target), workServe)
+	stop, err := startWorker(ctx, l.Host(target), workServe)
 	if err != nil {
 		return err
 	}
-	defer server.stop()
+	defer stop()
 	dir := filepath.Join(l.Dir(), "manifests")
 	if err := writeTargets(dir, b.targets); err != nil {
 		return err
@@ -77,24 +77,24 @@ func (b *bench) manyProbes(ctx context.Context) (err error) {
 	}
 	p := &probed{Targets: b.targets, Limit: 0.5}
 	b.report.Probed = p
-	if err := p.idle(ctx, b, a, server); err != nil {
+	if err := p.idle(ctx, b, a); err != nil {
 		return a.Explain(err)
 	}
 	b.log("%d endpoints: %.0f probes a second, %.2f processors", p.Targets, p.Rate, p.CPU)
-	if err := p.busy(ctx, b, l, a, server); err != nil {
+	if err := p.busy(ctx, b, l, a); err != nil {
 		return a.Explain(err)
 	}
-	b.log("all processors busy: %d probes by TCP and %d by HTTP in %s; %v failed, %v backends ejected",
+	b.log("all processors busy: %.0f probes by TCP and %.0f by HTTP in %s; %.0f failed, %.0f backends ejected",
 		p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Ejected)
 	return nil
 }
 
 // idle measures the agent's processor time.
-func (p *probed) idle(ctx context.Context, b *bench, a *launch.Agent, server *worker) error {
+func (p *probed) idle(ctx context.Context, b *bench, a *launch.Agent) error {
 	if err := sleep(ctx, 3*time.Second); err != nil { // until all have been probed
 		return err
 	}
-	before, start, err := server.served()
+	before, start, err := count(a)
 	if err != nil {
 		return err
 	}
@@ -105,31 +105,34 @@ func (p *probed) idle(ctx context.Context, b *bench, a *launch.Agent, server *wo
 	if err := sleep(ctx, b.cpu); err != nil {
 		return err
 	}
-	after, end, err := server.served()
+	used, err := observe.ProcessCPU(a.PID())
 	if err != nil {
 		return err
 	}
-	used, err := observe.ProcessCPU(a.PID())
+	after, end, err := count(a)
+	if err != nil {
+		return err
+	}
 	took := end.Sub(start).Seconds()
 	p.CPU = (used - cpu) / took
-	p.Rate = float64(after.TCP+after.HTTP-before.TCP-before.HTTP) / took
-	if p.Rate == 0 && err == nil {
-		err = errors.New("no backend was probed")
+	p.Rate = (after.tcp + after.http - before.tcp - before.http) / took
+	if p.Rate == 0 {
+		return errors.New("no backend was probed")
 	}
-	return err
+	return nil
 }
 
 // busy counts probes until there were enough.
-func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *launch.Agent, server *worker) error {
+func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *launch.Agent) error {
 	p.Burners = runtime.NumCPU()
 	for range p.Burners {
-		w, err := startWorker(ctx, l.Host(target), workBurn)
+		stop, err := startWorker(ctx, l.Host(target), workBurn)
 		if err != nil {
 			return err
 		}
-		defer w.stop()
+		defer stop()
 	}
-	first, start, err := server.served()
+	first, start, err := count(a)
 	if err != nil {
 		return err
 	}
@@ -137,24 +140,28 @@ func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *launch.Agent
 		if err := sleep(ctx, time.Second); err != nil {
 			return err
 		}
-		now, at, err := server.served()
+		now, at, err := count(a)
 		if err != nil {
 			return err
 		}
-		p.TCP, p.HTTP, p.Took = now.TCP-first.TCP, now.HTTP-first.HTTP, at.Sub(start)
-		if p.TCP+p.HTTP >= int64(b.probes) {
-			break
-		}
-		if p.Took > burnLimit {
-			return fmt.Errorf("only %d probes in %s", p.TCP+p.HTTP, p.Took)
+		p.TCP, p.HTTP, p.Took = now.tcp-first.tcp, now.http-first.http, at.Sub(start)
+		p.Failed, p.Ejected = now.failed-first.failed, now.ejected-first.ejected
+		if p.TCP+p.HTTP >= float64(b.probes) || p.Took > burnLimit {
+			return nil
 		}
 	}
+}
+
+// counts are what the agent's metrics say since it began.
+type counts struct{ tcp, http, failed, ejected float64 }
+
+func count(a *launch.Agent) (c counts, at time.Time, err error) {
+	const probes = "lbproxy_health_probe_duration_seconds_count{"
 	m, err := a.Metrics()
-	if err != nil {
-		return err
-	}
-	p.Ejected, p.Failed = ejections(m), failures(m)
-	return nil
+	c.tcp, c.http = sum(m, probes, `kind="tcp"`), sum(m, probes, `kind="http"`)
+	c.failed = sum(m, probes, "") - sum(m, probes, `result="healthy"`)
+	c.ejected = sum(m, "lbproxy_health_ejections_total{", "")
+	return c, time.Now(), err
 }
 
 // writeTargets writes Services whose n endpoints are probed once a second.
@@ -195,15 +202,6 @@ endpoints:
 		}
 	}
 	return nil
-}
-
-// ejections is how many backends the agent has ever taken out.
-func ejections(m map[string]float64) float64 { return sum(m, "lbproxy_health_ejections_total{", "") }
-
-// failures is how many probes have failed.
-func failures(m map[string]float64) float64 {
-	const name = "lbproxy_health_probe_duration_seconds_count{"
-	return sum(m, name, "") - sum(m, name, `result="healthy"`)
 }
 
 // sum is over the samples of a name that have a label.

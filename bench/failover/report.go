@@ -123,7 +123,7 @@ func (r *report) print(w io.Writer) error {
 	if p := r.Probed; p != nil {
 		fmt.Fprintf(w, "\n%d endpoints probed once a second: %.0f probes a second, %.2f processors of the agent, goal %s: %s\n",
 			p.Targets, p.Rate, p.CPU, goalCPU, yes(p.CPU <= p.Limit))
-		fmt.Fprintf(w, "%d processes burn all processors: %d probes by TCP and %d by HTTP in %s, %.0f failed, %.0f backends ejected, goal %s: %s\n",
+		fmt.Fprintf(w, "%d processes burn all processors: %.0f probes by TCP and %.0f by HTTP in %s, %.0f failed, %.0f backends ejected, goal %s: %s\n",
 			p.Burners, p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Ejected, goalProbes, yes(p.Ejected == 0))
 	}
 	return nil
