@@ -38,7 +38,6 @@ type arm struct {
 	blind bool     // only the kubelet sees faults
 }
 
-
 var arms = []arm{
 	{"ebpf", []string{"--dataplane=ebpf"}, "", false},
 	{"iptables", iptables, "", false},
