@@ -42,17 +42,18 @@ type plan struct {
 	alone   time.Duration // without agents
 	probes  int           // while all processors are busy
 	targets int           // that are probed each second
+	few     int           // and while all processors are busy
 	cpu     time.Duration // while the agent's processor time is measured
 }
 
 var (
 	quick = plan{
 		nodes: 2, rate: 50, burst: 200, rounds: 1, watch: 3 * time.Second, period: time.Second, alone: 3 * time.Second,
-		probes: 20_000, targets: 2000, cpu: 4 * time.Second,
+		probes: 20_000, targets: 2000, few: 1000, cpu: 4 * time.Second,
 	}
 	full = plan{
 		nodes: 8, rate: 100, burst: 1600, rounds: 8, watch: 6 * time.Second, period: 10 * time.Second, alone: 10 * time.Second,
-		probes: 1_000_000, targets: 10_000, cpu: 20 * time.Second,
+		probes: 1_000_000, targets: 10_000, few: 3000, cpu: 20 * time.Second,
 	}
 )
 
@@ -70,6 +71,7 @@ func run(ctx context.Context) error {
 	only := flag.String("only", ".", "measure what matches: ebpf, iptables, ebpf kubelet, iptables kubelet, agents, probes")
 	out := flag.String("out", "bench/out/failover.json", "file for all numbers")
 	rate := flag.Int("rate", 0, "new connections a second of each node; 0: as planned")
+	rounds := flag.Int("rounds", 0, "faults of each kind with health; 0: as planned")
 	flag.Parse()
 	match, err := regexp.Compile(*only)
 	if err != nil {
@@ -80,6 +82,9 @@ func run(ctx context.Context) error {
 	}
 	if *rate > 0 {
 		b.rate = *rate
+	}
+	if *rounds > 0 {
+		b.rounds = *rounds
 	}
 	b.report = &report{Machine: observe.ThisMachine(), Quick: *isQuick, Nodes: b.nodes, Rate: b.rate, Dense: b.rate + b.burst}
 	for _, part := range b.parts() {

@@ -39,6 +39,7 @@ type probed struct {
 	Limit float64 `json:"limit"` // a goal
 
 	// While all processors are busy.
+	Few     int           `json:"few"` // targets
 	TCP     float64       `json:"tcp"` // probes
 	HTTP    float64       `json:"http"`
 	Took    time.Duration `json:"took"`
@@ -81,6 +82,13 @@ func (b *bench) manyProbes(ctx context.Context) (err error) {
 		return a.Explain(err)
 	}
 	b.log("%d endpoints: %.0f probes a second, %.2f processors", p.Targets, p.Rate, p.CPU)
+	if err := writeTargets(dir, b.few); err != nil {
+		return err
+	}
+	p.Few = b.few
+	if err := sleep(ctx, 3*time.Second); err != nil { // until the others are not probed
+		return err
+	}
 	if err := p.busy(ctx, b, l, a); err != nil {
 		return a.Explain(err)
 	}
@@ -164,8 +172,10 @@ func count(a *launch.Agent) (c counts, at time.Time, err error) {
 	return c, time.Now(), err
 }
 
-// writeTargets writes Services whose n endpoints are probed once a second.
+// writeTargets writes Services whose n endpoints are probed once a second, and no others.
 func writeTargets(dir string, n int) error {
+	for i := n / endpointsEach; os.Remove(filepath.Join(dir, fmt.Sprintf("probed-%d.yaml", i))) == nil; i++ {
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("manifests: %w", err)
 	}

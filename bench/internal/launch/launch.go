@@ -23,7 +23,7 @@ const (
 	healthAddr  = "127.0.0.1:10256"
 	metricsAddr = "127.0.0.1:10249"
 	poll        = 5 * time.Millisecond
-	readyLimit  = time.Minute
+	readyLimit  = 2 * time.Minute
 )
 
 // Agent is an lbproxy run that has not been waited for.
@@ -79,7 +79,7 @@ func (a *Agent) Await(ctx context.Context) (first time.Duration, err error) {
 		case <-time.After(poll):
 		}
 	}
-	return 0, errors.New("not ready after a minute")
+	return 0, errors.New("not ready after 2 minutes")
 }
 
 // PID is that of the process.
