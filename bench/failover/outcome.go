@@ -5,6 +5,8 @@ package main
 import (
 	"fmt"
 	"time"
+
+	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
 // outcome is what clients noticed of one fault.
@@ -27,6 +29,10 @@ type outcome struct {
 // node is what clients of one node noticed.
 type node struct {
 	Failed int `json:"failed"`
+
+	// Lost were established, by the kernel of the backend, when its process was killed
+	// and had not yet ended or answered them. They are not in the rest of this.
+	Lost int `json:"lost"`
 
 	// Last is when the last connection that failed began, after the fault was complete.
 	Last time.Duration `json:"last"`
@@ -53,6 +59,10 @@ func (o *outcome) judge(samples []sample, nodes int) {
 			continue
 		}
 		n := &o.Nodes[s.Node]
+		if s.Kind == lab.Failed { // reset
+			n.Lost++
+			continue
+		}
 		n.Failed++
 		n.Last = s.Begun.Sub(o.Complete)
 		if f := first[s.Node]; f.IsZero() || end.Before(f) {
@@ -64,7 +74,7 @@ func (o *outcome) judge(samples []sample, nodes int) {
 
 // worse is the most and the latest of two.
 func (n node) worse(o node) node {
-	return node{max(n.Failed, o.Failed), max(n.Last, o.Last), max(n.Known, o.Known)}
+	return node{max(n.Failed, o.Failed), max(n.Lost, o.Lost), max(n.Last, o.Last), max(n.Known, o.Known)}
 }
 
 // String says it in a line.
@@ -76,7 +86,7 @@ func (o *outcome) String() string {
 		}
 	}
 	d := o.Nodes[o.Dense]
-	return fmt.Sprintf("%s %s: %d connections, %d failed, at most %d of a node; the last began %s after it, %s after its node's first had failed (dense: %d, %s, %s); %d failed before; back after %s; late by at most %s",
+	return fmt.Sprintf("%s %s: %d connections, %d failed or lost, at most %d of a node failed; the last began %s after it, %s after its node's first had failed (dense: %d, %s, %s); %d failed before; back after %s; late by at most %s",
 		o.Victim, o.Fault, o.Made, len(o.Failed), w.Failed, millis(w.Last), millis(w.Known),
 		d.Failed, millis(d.Last), millis(d.Known), o.Before, millis(o.Healed), millis(o.Late))
 }

@@ -25,13 +25,14 @@ func TestJudge(t *testing.T) {
 		at(-1, 1, lab.OK, 1100*time.Millisecond), // too late an answer
 		at(10, 0, lab.Refused, quick),
 		at(11, 0, lab.OK, 900*time.Millisecond),
-		at(14, 0, lab.Failed, quick),
+		at(12, 0, lab.Failed, quick), // it was established
+		at(14, 0, lab.Unreachable, quick),
 		at(1299, 1, lab.Timeout, 2*time.Second),
 		at(1400, 0, lab.OK, quick),
 		at(1401, 2, lab.OK, quick),
 	}, 3)
 	want := []node{
-		{Failed: 2, Last: 12 * time.Millisecond, Known: 3 * time.Millisecond},
+		{Failed: 2, Lost: 1, Last: 12 * time.Millisecond, Known: 3 * time.Millisecond},
 		{Failed: 2, Last: 1297 * time.Millisecond, Known: 200 * time.Millisecond},
 		{},
 	}
@@ -40,10 +41,10 @@ func TestJudge(t *testing.T) {
 			t.Errorf("node %d: got %+v, want %+v", i, n, want[i])
 		}
 	}
-	if o.Before != 1 || o.Made != 9 || len(o.Failed) != 5 {
-		t.Errorf("got %d before, %d made, %d failed, want 1, 9 and 5", o.Before, o.Made, len(o.Failed))
+	if o.Before != 1 || o.Made != 10 || len(o.Failed) != 6 {
+		t.Errorf("got %d before, %d made, %d failed, want 1, 10 and 6", o.Before, o.Made, len(o.Failed))
 	}
-	if got, want := o.Nodes[0].worse(o.Nodes[1]), (node{2, 1297 * time.Millisecond, 200 * time.Millisecond}); got != want {
+	if got, want := o.Nodes[0].worse(o.Nodes[1]), (node{2, 1, 1297 * time.Millisecond, 200 * time.Millisecond}); got != want {
 		t.Errorf("worse: got %+v, want %+v", got, want)
 	}
 }
@@ -54,13 +55,13 @@ func TestLinesAreJudgedByTheirGoals(t *testing.T) {
 		n          node
 		met, dense string // as one of many nodes, and as the one with many connections
 	}{
-		{"ebpf", "killed", node{3, time.Second, lastRefused}, "yes", "no"},
-		{"ebpf", "killed", node{3, lastRefused, 0}, "yes", "yes"},
-		{"ebpf", "killed", node{4, 0, 0}, "no", "no"},
-		{"ebpf", "killed", node{1, time.Second, lastRefused + 1}, "no", "no"},
-		{"ebpf", "blackholed", node{99, lastSilent, lastSilent}, "yes", "yes"},
-		{"ebpf", "blackholed", node{1, lastSilent + 1, 0}, "no", "no"},
-		{"ebpf kubelet", "killed", node{99, 0, 0}, "", ""},
+		{"ebpf", "killed", node{3, 0, time.Second, lastRefused}, "yes", "no"},
+		{"ebpf", "killed", node{3, 0, lastRefused, 0}, "yes", "yes"},
+		{"ebpf", "killed", node{4, 0, 0, 0}, "no", "no"},
+		{"ebpf", "killed", node{1, 0, time.Second, lastRefused + 1}, "no", "no"},
+		{"ebpf", "blackholed", node{99, 0, lastSilent, lastSilent}, "yes", "yes"},
+		{"ebpf", "blackholed", node{1, 0, lastSilent + 1, 0}, "no", "no"},
+		{"ebpf kubelet", "killed", node{99, 0, 0, 0}, "", ""},
 	} {
 		for i, want := range []string{tc.met, tc.dense} {
 			none := &outcome{Arm: tc.arm, Fault: tc.fault, Nodes: []node{{}, {}}}

@@ -92,6 +92,9 @@ func (b *bench) manyProbes(ctx context.Context) (err error) {
 	if err := p.busy(ctx, b, l, a); err != nil {
 		return a.Explain(err)
 	}
+	for _, line := range ejected(a.Log()) {
+		b.log("%s", line)
+	}
 	b.log("all processors busy: %.0f probes by TCP and %.0f by HTTP in %s; %.0f failed, %.0f backends ejected",
 		p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Ejected)
 	return nil
@@ -158,6 +161,16 @@ func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *launch.Agent
 			return nil
 		}
 	}
+}
+
+// ejected are some lines of a log that say why backends were ejected.
+func ejected(log string) (lines []string) {
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "reason=BackendEjected") && len(lines) < 10 {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
 }
 
 // counts are what the agent's metrics say since it began.

@@ -39,6 +39,8 @@ Each node makes new connections at fixed times, half of them by sockets that the
 see, half by packets; each is answered and closed. One counts as failed if it failed or took more than 1 s. "Last"
 is when the last of them began, after the fault was complete; "after first" is when it began
 after its node's first had failed. Until then a node that does not happen to probe cannot know.
+"Lost" are not among them: they were established when the process was killed, or until its end,
+and reset by its kernel; no balancer can help them.
 The kubelet's rows have health off; the endpoint is made unready when the third readiness probe
 has failed, the first one half a period after the fault, and a second for the way of that news.
 `
@@ -50,6 +52,7 @@ type line struct {
 	dense      bool   // of the nodes with many connections, or of the others
 	each       []node // in all rounds
 	total      int
+	lost       int
 	worst      node
 	before     int
 }
@@ -73,6 +76,7 @@ func (l *line) add(o *outcome) {
 		if (i == o.Dense) == l.dense {
 			l.each = append(l.each, n)
 			l.total += n.Failed
+			l.lost += n.Lost
 			l.worst = l.worst.worse(n)
 		}
 	}
@@ -135,15 +139,15 @@ func (r *report) table(w io.Writer) error {
 		return nil
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "a backend is\twith\tconnections/s\tnodes x rounds\tfailed\tof a node: median\tmost\tlast\tafter first\tbefore\tgoal\tmet\t")
+	fmt.Fprintln(tw, "a backend is\twith\tconnections/s\tnodes x rounds\tfailed\tof a node: median\tmost\tlast\tafter first\tlost\tbefore\tgoal\tmet\t")
 	for _, l := range r.lines() {
 		goal, met := l.judge()
 		rate := r.Rate
 		if l.dense {
 			rate = r.Dense
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%d\t%s\t%s\t\n", l.fault, l.arm, rate, len(l.each), l.total,
-			l.median(), l.worst.Failed, millis(l.worst.Last), millis(l.worst.Known), l.before, goal, met)
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%d\t%d\t%s\t%s\t\n", l.fault, l.arm, rate, len(l.each), l.total,
+			l.median(), l.worst.Failed, millis(l.worst.Last), millis(l.worst.Known), l.lost, l.before, goal, met)
 	}
 	if err := tw.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
