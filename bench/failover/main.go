@@ -71,6 +71,7 @@ func run(ctx context.Context) error {
 	only := flag.String("only", ".", "measure what matches: ebpf, iptables, ebpf kubelet, iptables kubelet, agents, probes")
 	out := flag.String("out", "bench/out/failover.json", "file for all numbers")
 	rate := flag.Int("rate", 0, "new connections a second of each node; 0: as planned")
+	probes := flag.Int("probes", 0, "while all processors are busy; 0: as planned")
 	rounds := flag.Int("rounds", 0, "faults of each kind with health; 0: as planned")
 	flag.Parse()
 	match, err := regexp.Compile(*only)
@@ -82,6 +83,9 @@ func run(ctx context.Context) error {
 	}
 	if *rate > 0 {
 		b.rate = *rate
+	}
+	if *probes > 0 {
+		b.probes = *probes
 	}
 	if *rounds > 0 {
 		b.rounds = *rounds

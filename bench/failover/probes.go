@@ -46,6 +46,7 @@ type probed struct {
 	Burners int           `json:"burners"` // processes that do nothing but that
 	Ejected float64       `json:"ejected"` // backends, at any time
 	Failed  float64       `json:"failed"`  // probes
+	Cannot  float64       `json:"cannot"`  // that said nothing, as the node was too busy
 }
 
 // manyProbes measures the processor time that probes of many endpoints cost, and counts
@@ -95,8 +96,8 @@ func (b *bench) manyProbes(ctx context.Context) (err error) {
 	for _, line := range ejected(a.Log()) {
 		b.log("%s", line)
 	}
-	b.log("all processors busy: %.0f probes by TCP and %.0f by HTTP in %s; %.0f failed, %.0f backends ejected",
-		p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Ejected)
+	b.log("all processors busy: %.0f probes by TCP and %.0f by HTTP in %s; %.0f failed, %.0f could not be made, %.0f backends ejected",
+		p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Cannot, p.Ejected)
 	return nil
 }
 
@@ -156,7 +157,7 @@ func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *launch.Agent
 			return err
 		}
 		p.TCP, p.HTTP, p.Took = now.tcp-first.tcp, now.http-first.http, at.Sub(start)
-		p.Failed, p.Ejected = now.failed-first.failed, now.ejected-first.ejected
+		p.Failed, p.Cannot, p.Ejected = now.failed-first.failed, now.cannot-first.cannot, now.ejected-first.ejected
 		if p.TCP+p.HTTP >= float64(b.probes) || p.Took > burnLimit {
 			return nil
 		}
@@ -174,13 +175,13 @@ func ejected(log string) (lines []string) {
 }
 
 // counts are what the agent's metrics say since it began.
-type counts struct{ tcp, http, failed, ejected float64 }
+type counts struct{ tcp, http, failed, cannot, ejected float64 }
 
 func count(a *launch.Agent) (c counts, at time.Time, err error) {
 	const probes = "lbproxy_health_probe_duration_seconds_count{"
 	m, err := a.Metrics()
 	c.tcp, c.http = sum(m, probes, `kind="tcp"`), sum(m, probes, `kind="http"`)
-	c.failed = sum(m, probes, "") - sum(m, probes, `result="healthy"`)
+	c.failed, c.cannot = sum(m, probes, `result="unhealthy"`), sum(m, probes, `result="cannot"`)
 	c.ejected = sum(m, "lbproxy_health_ejections_total{", "")
 	return c, time.Now(), err
 }
