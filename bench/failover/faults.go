@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/lbproxy/lbproxy/internal/lab"
@@ -146,7 +147,23 @@ func (b *bench) strike(ctx context.Context, s *site, f fault, round int) (*outco
 		return nil, err
 	}
 	o.judge(samples, len(s.nodes))
+	b.explain(s, o)
 	return o, b.mend(ctx, s, f, o)
+}
+
+// explain tells what the agents of nodes said where connections failed late.
+func (b *bench) explain(s *site, o *outcome) {
+	for i, n := range o.Nodes {
+		if s.arm.blind || n.Last <= lastSilent {
+			continue
+		}
+		for line := range strings.Lines(s.agents[i].Log()) {
+			if strings.Contains(line, "msg=health") {
+				b.log("%s: %s", s.nodes[i], strings.TrimSpace(line))
+			}
+		}
+		b.log("%s: the fault was at %s", s.nodes[i], o.Complete.UTC().Format("15:04:05.000"))
+	}
 }
 
 // mend heals what a fault did.

@@ -31,6 +31,7 @@ type sample struct {
 	Backend string        `json:"backend,omitempty"`
 }
 
+// failed tells whether it did, or was answered too late.
 func (s sample) failed() bool { return s.Kind != lab.OK || s.Took > slow }
 
 // load is connections that begin at fixed times, whatever becomes of those before.
