@@ -49,6 +49,10 @@ type probed struct {
 	Cannot  float64       `json:"cannot"`  // that said nothing, as the node was too busy
 }
 
+// all is what the agent would be busy on if it got through with every probe: where others
+// are busy, too, it is slower.
+func (p *probed) all() float64 { return p.CPU / p.Rate * float64(p.Targets) }
+
 // manyProbes measures the processor time that probes of many endpoints cost, and counts
 // those that fail although nothing is wrong with the backends.
 func (b *bench) manyProbes(ctx context.Context) (err error) {

@@ -125,8 +125,8 @@ func (r *report) print(w io.Writer) error {
 			a.Killed, a.For, a.Then, a.Worst, a.Back, a.Others, a.For, millis(a.Found))
 	}
 	if p := r.Probed; p != nil {
-		fmt.Fprintf(w, "\n%d endpoints probed once a second: %.0f probes a second, %.2f processors of the agent, goal %s: %s\n",
-			p.Targets, p.Rate, p.CPU, goalCPU, yes(p.CPU <= p.Limit))
+		fmt.Fprintf(w, "\n%d endpoints probed once a second: %.0f probes a second, %.2f processors of the agent, %.2f for all of them, goal %s: %s\n",
+			p.Targets, p.Rate, p.CPU, p.all(), goalCPU, yes(p.all() <= p.Limit))
 		fmt.Fprintf(w, "%d processes burn all processors, %d endpoints: %.0f probes by TCP and %.0f by HTTP in %s, %.0f failed, %.0f could not be made, %.0f backends ejected, goal %s: %s\n",
 			p.Burners, p.Few, p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Cannot, p.Ejected, goalProbes, yes(p.Ejected == 0))
 	}
