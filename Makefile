@@ -20,7 +20,7 @@ GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-root test-switch test-kernel test-cluster fuzz bench bench-control \
+.PHONY: help build demo test test-unit test-root test-switch test-kernel test-cluster fuzz bench bench-control bench-failover \
 	generate generate-check lint fmt clean need-root
 
 help: ## list the targets
@@ -68,6 +68,10 @@ bench: need-root build ## what lbproxy costs, as ratios in one table (root); BEN
 bench-control: need-root build ## the control plane at scale, beside a real kube-proxy (root); QUICK=1: a quick look
 	@hack/deps.sh $@
 	go run $(AS_ROOT) ./bench/control $(if $(QUICK),-quick)
+
+bench-failover: need-root build ## what clients notice of backends that fail (root); QUICK=1: a quick look
+	@hack/deps.sh $@
+	go run $(AS_ROOT) ./bench/failover $(if $(QUICK),-quick)
 
 generate: ## BPF objects and their Go types
 	@hack/deps.sh $@

@@ -7,22 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/lbproxy/lbproxy/bench/internal/launch"
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
-const (
-	healthAddr  = "127.0.0.1:10256"
-	metricsAddr = "127.0.0.1:10249"
-	settle      = 4 * time.Second // until memory that a start or a scrape needed is given back
-)
+// settle is the time until memory that a start or a scrape needed is given back.
+const settle = 4 * time.Second
 
 // starts measures the program itself: how long a start with many Services takes
 // and how much memory it has afterwards.
@@ -65,78 +61,43 @@ func startOnce(ctx context.Context, program string, services int) (_ map[string]
 		return nil, err
 	}
 	got := map[string]float64{}
-	if err := launch(ctx, l, program, dir, "cold", got); err != nil {
+	if err := timed(ctx, l, program, dir, "cold", got); err != nil {
 		return nil, err
 	}
-	return got, launch(ctx, l, program, dir, "restart", got)
+	return got, timed(ctx, l, program, dir, "restart", got)
 }
 
-// launch starts the program, waits until it is ready, notes what that took and
+// timed starts the program, waits until it is ready, notes what that took and
 // kills it.
-func launch(ctx context.Context, l *lab.Lab, program, dir, name string, got map[string]float64) (err error) {
-	path, err := filepath.Abs(program)
+func timed(ctx context.Context, l *lab.Lab, program, dir, name string, got map[string]float64) (err error) {
+	a, err := launch.Start(ctx, l, lab.Node, program, dir)
 	if err != nil {
-		return fmt.Errorf("lbproxy: %w", err)
-	}
-	log, err := os.Create(filepath.Join(l.Dir(), name+".log"))
-	if err != nil {
-		return fmt.Errorf("lbproxy: %w", err)
-	}
-	defer log.Close()
-	cmd := l.Host(lab.Node).Command(ctx, path, "run",
-		"--manifests="+dir, "--node-name="+lab.Node, "--cgroup-root="+l.CgroupRoot(), "--bpffs="+l.BPFFS(),
-		"--cluster-cidr="+lab.ClusterPods4.String()+","+lab.ClusterPods6.String(),
-		"--healthz-bind-address="+healthAddr, "--metrics-bind-address="+metricsAddr)
-	cmd.Stdout, cmd.Stderr = log, log
-	begin := time.Now()
-	if err := l.Host(lab.Node).Start(cmd); err != nil {
 		return err
 	}
 	defer func() {
-		_ = cmd.Process.Kill() // an error says that it has ended already
-		_ = cmd.Wait()         // killed: there is no other way for it to end
-		if err != nil {
-			text, _ := os.ReadFile(log.Name())
-			err = fmt.Errorf("lbproxy %s: %w\n%s", name, err, text)
-		}
+		a.Kill()
+		err = a.Explain(err)
 	}()
-	first, err := await(ctx, l, begin)
+	first, err := a.Await(ctx)
 	if err != nil {
 		return err
 	}
 	got[name+": start to readyz answers"] = first.Seconds()
-	got[name+": start to readyz ok"] = time.Since(begin).Seconds()
-	return inspect(ctx, l, cmd.Process.Pid, name, got)
-}
-
-// await polls /readyz until it is OK. It returns when there was a first answer.
-func await(ctx context.Context, l *lab.Lab, begin time.Time) (first time.Duration, err error) {
-	for deadline := begin.Add(time.Minute); time.Now().Before(deadline); {
-		status, _, err := observe.Get(l, healthAddr, "/readyz")
-		if err == nil && first == 0 {
-			first = time.Since(begin)
-		}
-		if err == nil && status == http.StatusOK {
-			return first, nil
-		}
-		if err := sleep(ctx, 5*time.Millisecond); err != nil {
-			return 0, err
-		}
-	}
-	return 0, errors.New("not ready after a minute")
+	got[name+": start to readyz ok"] = time.Since(a.Began).Seconds()
+	return inspect(ctx, a, name, got)
 }
 
 // inspect notes what the program says of itself and the kernel of it.
-func inspect(ctx context.Context, l *lab.Lab, pid int, name string, got map[string]float64) error {
+func inspect(ctx context.Context, a *launch.Agent, name string, got map[string]float64) error {
+	pid := a.PID()
 	peak, err := observe.Memory(pid, "status", "VmHWM") // before the scrape, which needs more
 	if err != nil {
 		return err
 	}
-	_, text, err := observe.Get(l, metricsAddr, "/metrics")
+	metrics, err := a.Metrics()
 	if err != nil {
-		return fmt.Errorf("metrics: %w", err)
+		return err
 	}
-	metrics := observe.Metrics(text)
 	got[name+": first Sync"] = metrics["lbproxy_sync_duration_seconds_sum"]
 	got[name+": processor time"] = metrics["process_cpu_seconds_total"]
 	if name != "cold" {

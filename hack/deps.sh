@@ -33,6 +33,7 @@ for target in "$@"; do
 		need cpio cpio
 		need iptables iptables
 		need ip6tables-restore iptables
+		need nft nftables
 		;;
 	test-kernel)
 		need qemu-system-x86_64 qemu-system-x86
@@ -40,7 +41,7 @@ for target in "$@"; do
 		compgen -G '.cache/kernel/*' >/dev/null ||
 			apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || lists=false
 		;;
-	bench-control) # what kube-proxy runs
+	bench-control | bench-failover) # what kube-proxy and the iptables dataplane run
 		need nft nftables
 		need iptables iptables
 		need ip6tables-restore iptables

@@ -100,7 +100,7 @@ func (a arm) launch(ctx context.Context, p *place, limit time.Duration) (program
 	}
 	if a.mode == "" {
 		err = await(ctx, limit, poll, func() (bool, error) {
-			status, _, err := observe.Get(p.lab, healthAddr, "/readyz")
+			status, _, err := observe.Get(p.lab.Host(lab.Node), healthAddr, "/readyz")
 			programmed = time.Now()
 			return err == nil && status == http.StatusOK, nil
 		})

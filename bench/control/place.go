@@ -130,7 +130,7 @@ func (p *place) explain(err error) error {
 
 // metrics scrapes the program.
 func (p *place) metrics() (map[string]float64, error) {
-	_, text, err := observe.Get(p.lab, metricsAddr, "/metrics")
+	_, text, err := observe.Get(p.lab.Host(lab.Node), metricsAddr, "/metrics")
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}

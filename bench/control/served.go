@@ -5,10 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
-
-	"github.com/vishvananda/netlink"
 
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
@@ -39,19 +36,12 @@ func (w *world) pods() []lab.PodSpec {
 
 // serve leads the addresses of endpoints to the pod that has them.
 func (p *place) serve() error {
-	server := p.lab.Host(serverPod)
-	for _, step := range []struct {
-		at  *lab.Host
-		dev string
-		via netip.Addr // not valid: the addresses are the host's own
-	}{
-		{server, "lo", netip.Addr{}},
-		{p.lab.Host(lab.Node), server.Device(), serverAddr},
-		{p.lab.Host(lab.Outside), "eth0", lab.NodeAddr4},
-	} {
-		err := step.at.Do(func() error { return routes(step.dev, step.via) })
-		if err != nil {
-			return fmt.Errorf("host %s: %w", step.at.Name, err)
+	for _, dst := range endpoints {
+		if err := p.lab.Host(serverPod).AddRange(dst); err != nil {
+			return err
+		}
+		if err := p.lab.Host(lab.Outside).Route(dst, lab.NodeAddr4); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -67,32 +57,6 @@ func (p *place) track(ctx context.Context) error {
 	}
 	if err := cmd.Wait(); err != nil {
 		return fmt.Errorf("%s: %w", cmd, err)
-	}
-	return nil
-}
-
-// routes leads the addresses of endpoints to a neighbour, in the network namespace of
-// the calling thread.
-func routes(dev string, via netip.Addr) error {
-	l, err := netlink.LinkByName(dev)
-	if err != nil {
-		return fmt.Errorf("link %s: %w", dev, err)
-	}
-	for _, dst := range endpoints {
-		r := &netlink.Route{
-			LinkIndex: l.Attrs().Index,
-			Dst:       &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), 32)},
-		}
-		if via.IsValid() {
-			r.Gw = via.AsSlice()
-			r.SetFlag(netlink.FLAG_ONLINK)
-		} else {
-			const local = 255 // the kernel's RT_TABLE_LOCAL and RTN_LOCAL
-			r.Table, r.Type, r.Scope = local, 2, netlink.SCOPE_HOST
-		}
-		if err := netlink.RouteAdd(r); err != nil {
-			return fmt.Errorf("route %s dev %s: %w", dst, dev, err)
-		}
 	}
 	return nil
 }

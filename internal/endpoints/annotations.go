@@ -145,15 +145,18 @@ func parseAnnotations(as map[string]string, o *Options, p *problems) (s said, gi
 // or nil, said where s says nothing valid. It notes which annotations have no
 // effect.
 func (s *service) settle(before *service, o *Options) {
-	keeps := before != nil && before.uid == s.uid
-	for i := range serviceAnnotations {
-		if keeps && s.bad.has(i) {
-			serviceAnnotations[i].keep(&s.said, &before.said)
+	var kept said
+	if before != nil && before.uid == s.uid {
+		kept = before.said
+		for i := range serviceAnnotations {
+			if s.bad.has(i) {
+				serviceAnnotations[i].keep(&s.said, &kept)
+			}
 		}
 	}
 	p := problems{kind: KindService, object: s.obj}
 	s.settleBalance(o, &p)
-	s.settleHealth(o, &p)
+	s.settleHealth(&kept.health, o, &p)
 	s.effects = p.list()
 }
 

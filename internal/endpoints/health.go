@@ -27,13 +27,17 @@ func (o *Options) defaultHealth() lb.Health {
 	return o.DefaultHealth
 }
 
-// settleHealth takes back a probe that cannot be made of what the annotations say
-// together, and notes which of them have no effect.
-func (s *service) settleHealth(o *Options, p *problems) {
+// settleHealth puts what was said until now, or nothing, in the place of a probe that
+// cannot be made of what the annotations say together, and notes which of them have no
+// effect.
+func (s *service) settleHealth(kept *lb.Health, o *Options, p *problems) {
 	h := s.said.health.Or(o.defaultHealth())
 	if h.Probe.Kind == lb.ProbeExec && h.Probe.Script == "" {
 		p.add(annotationField(annotationCheck), ReasonInvalidAnnotation, errors.New("exec needs "+annotationCheckScript))
 		s.said.health.Probe.Kind = lb.ProbeDefault
+		if kept.Probe.Kind != lb.ProbeDefault {
+			s.said.health.Probe = kept.Probe
+		}
 		return
 	}
 	foreign := len(s.units) > 0 && !slices.ContainsFunc(s.units, func(u unit) bool { return u.name.Proto == lb.TCP })

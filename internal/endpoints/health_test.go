@@ -178,6 +178,30 @@ func TestExecNeedsAScript(t *testing.T) {
 	}
 }
 
+// TestExecWithoutAScriptKeepsTheProbe: what was probed until now still is.
+func TestExecWithoutAScriptKeepsTheProbe(t *testing.T) {
+	for _, pairs := range [][]string{
+		{"health-check", "http", "health-check-path", "/ready"},
+		{"health-check", "exec", "health-check-script", "check-web"},
+	} {
+		s, _ := newStore(t)
+		put := func(pairs ...string) lb.Probe {
+			s.UpsertService(testService("web", annotated(pairs...)))
+			s.Take()
+			return s.entries[object("web")].published[0].Health.Probe
+		}
+		want := put(pairs...)
+		for _, bad := range [][]string{
+			{"health-check", "exec"},
+			{"health-check", "exec", "health-check-script", "../sh"},
+		} {
+			if got := put(bad...); got != want {
+				t.Errorf("%q after %q: got %+v, want %+v", bad, pairs, got, want)
+			}
+		}
+	}
+}
+
 func FuzzHealthAnnotations(f *testing.F) {
 	for name, values := range badValues {
 		for _, v := range values {

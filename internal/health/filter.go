@@ -15,7 +15,7 @@ import (
 
 // suspectTime is for how long new connections avoid a backend that has just failed one,
 // where passive health is on: longer than it takes to confirm it.
-const suspectTime = 2 * time.Second
+const suspectTime = 5 * time.Second
 
 // Source says what Services should be: see agent.Source.
 type Source interface {

@@ -21,6 +21,7 @@ const removeTimeout = 5 * time.Second
 type cgroups struct {
 	root          string
 	hooked, other *os.File // open directories, for clone3
+	more          []*os.File
 }
 
 // cgroup2Mount finds the cgroup v2 hierarchy, which hybrid systems keep beside v1.
@@ -69,7 +70,7 @@ func openCgroup(root, name string) (*os.File, error) {
 }
 
 func (g cgroups) remove() error {
-	for _, f := range []*os.File{g.hooked, g.other} {
+	for _, f := range append([]*os.File{g.hooked, g.other}, g.more...) {
 		if f != nil {
 			f.Close()
 		}

@@ -66,6 +66,13 @@ func (h *Host) DialMany(ctx context.Context, req Request, n int) ([]Result, erro
 	return rep.Results, err
 }
 
+// DialPaced makes n exchanges, each on a new socket: one at start, and another one after
+// every period, whatever became of those before. It returns when the last one has ended.
+func (h *Host) DialPaced(ctx context.Context, req Request, start time.Time, every time.Duration, n int) ([]Paced, error) {
+	rep, err := h.call(ctx, call{Verb: verbPaced, Req: req, Start: start, Every: every, N: n})
+	return rep.Paced, err
+}
+
 // Conn is a connected socket that a host's helper holds open.
 type Conn struct {
 	host *Host

@@ -98,6 +98,8 @@ func (h *helper) dispatch(c call) (reply, error) {
 	switch c.Verb {
 	case verbDial:
 		return h.dialMany(c)
+	case verbPaced:
+		return h.dialPaced(c), nil
 	case verbOpen:
 		return h.open(c)
 	case verbOpenUDP:
@@ -152,6 +154,25 @@ func (h *helper) dialMany(c call) (reply, error) {
 		results = append(results, dial(req))
 	}
 	return reply{Results: results}, nil
+}
+
+// dialPaced begins each exchange when it is due, on a goroutine of its own: those that
+// wait for an answer do not hold up others.
+func (h *helper) dialPaced(c call) reply {
+	c.Req.Timeout = budget(c.Req.Timeout, 0)
+	paced := make([]Paced, c.N)
+	var wg sync.WaitGroup
+	for i := range paced {
+		p := &paced[i]
+		p.Due = c.Start.Add(time.Duration(i) * c.Every)
+		time.Sleep(time.Until(p.Due))
+		wg.Go(func() {
+			p.Begun = time.Now()
+			p.Result = dial(c.Req)
+		})
+	}
+	wg.Wait()
+	return reply{Paced: paced}
 }
 
 func (h *helper) open(c call) (reply, error) {

@@ -24,7 +24,8 @@ type Host struct {
 	gateway      *space // holds the other end of eth0
 	peer         string // the name of that end
 	pods4, pods6 netip.Prefix
-	pod, hooked  bool
+	pod          bool
+	cgroup       *os.File // of its processes
 
 	mu      sync.Mutex
 	remote  *remote // nil while the helper is dead
@@ -47,6 +48,10 @@ func (h *Host) addrFor(dst netip.Prefix) netip.Addr {
 	}
 	return h.Addr6
 }
+
+// CgroupRoot is the cgroup v2 directory of the processes of the host; that of a node is
+// also that of its pods but those that are unhooked.
+func (h *Host) CgroupRoot() string { return h.cgroup.Name() }
 
 // Device is the name of the far end of the host's eth0: "v-"+Name in the node's
 // namespace for a pod, a bridge port in the fabric for the others.
@@ -86,12 +91,8 @@ func (h *Host) start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	cgroup := h.lab.cgroup.other
-	if h.hooked {
-		cgroup = h.lab.cgroup.hooked
-	}
 	cmd.SysProcAttr.UseCgroupFD = true
-	cmd.SysProcAttr.CgroupFD = int(cgroup.Fd())
+	cmd.SysProcAttr.CgroupFD = int(h.cgroup.Fd())
 	// The signal follows the death of the thread that forks; onThread gives
 	// it back to the runtime, which keeps its threads.
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL

@@ -34,15 +34,18 @@ type Options struct {
 	Name string    // 1..16 of a-z0-9, for people; default "lab"
 	Pods []PodSpec // nil means DefaultPods
 	MTU  int       // of every device, in bytes; default 1500
+
+	// Nodes is how many more machines like node there are, named by [MoreNode], 0..9.
+	Nodes int
 }
 
 // PodSpec describes one pod.
 type PodSpec struct {
 	Name         string     // 1..13 of a-z0-9-; its node-side device is "v-"+Name
-	Node         string     // Node (the default) or Node2
+	Node         string     // Node (the default), Node2 or one of Options.Nodes
 	Addr4, Addr6 netip.Addr // default: the node's next free addresses
 	MTU          int        // default: Options.MTU
-	Unhooked     bool       // in a cgroup that socket hooks at CgroupRoot do not see
+	Unhooked     bool       // in a cgroup that socket hooks at its node's CgroupRoot do not see
 }
 
 // DefaultPods are two clients, of which the socket hooks see the first, three
@@ -92,13 +95,13 @@ func New(opts Options) (*Lab, error) {
 		mtu:   opts.MTU,
 		hosts: map[string]*Host{},
 	}
-	if err := l.build(opts.Pods); err != nil {
+	if err := l.build(opts); err != nil {
 		return nil, fmt.Errorf("lab %s: %w", l.name, errors.Join(err, l.Close()))
 	}
 	return l, nil
 }
 
-func (l *Lab) build(pods []PodSpec) (err error) {
+func (l *Lab) build(opts Options) (err error) {
 	if l.cgroup, err = newCgroups(l.name); err != nil {
 		return err
 	}
@@ -113,12 +116,15 @@ func (l *Lab) build(pods []PodSpec) (err error) {
 	if err := l.buildNodes(l.mtu); err != nil {
 		return err
 	}
-	for _, name := range []string{Node, Node2, Outside} {
-		if err := l.hosts[name].Restart(); err != nil {
+	if err := l.buildMore(opts.Nodes); err != nil {
+		return err
+	}
+	for _, h := range l.hosts {
+		if err := h.Restart(); err != nil {
 			return err
 		}
 	}
-	for _, spec := range pods {
+	for _, spec := range opts.Pods {
 		if _, err := l.addPod(spec); err != nil {
 			return err
 		}
@@ -192,7 +198,10 @@ func (l *Lab) addPod(spec PodSpec) (*Host, error) {
 		return nil, fmt.Errorf("pod %s: %q is not a node", spec.Name, spec.Node)
 	}
 	h := &Host{Name: spec.Name, pod: true, Addr4: spec.Addr4, Addr6: spec.Addr6}
-	h.hooked = node.hooked && !spec.Unhooked
+	h.cgroup = node.cgroup
+	if spec.Unhooked {
+		h.cgroup = l.cgroup.other
+	}
 	l.address(h, node)
 	mtu := spec.MTU
 	if mtu == 0 {

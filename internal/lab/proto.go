@@ -51,6 +51,12 @@ type Result struct {
 	Took        time.Duration  // from connect or send to the complete answer
 }
 
+// Paced is an exchange that should begin at a certain time.
+type Paced struct {
+	Due, Begun time.Time
+	Result
+}
+
 // OpError is a failed operation on a held socket.
 type OpError struct {
 	Op   string
@@ -86,6 +92,7 @@ const (
 	verbServe    verb = "serve"
 	verbStop     verb = "stop"
 	verbDial     verb = "dial"
+	verbPaced    verb = "paced"
 	verbOpen     verb = "open"
 	verbOpenUDP  verb = "open-udp"
 	verbPing     verb = "ping"
@@ -103,6 +110,8 @@ type call struct {
 	Addr   netip.AddrPort `json:",omitzero"` // verbServe, verbStop
 	Conn   uint64         `json:",omitempty"`
 	N      int            `json:",omitempty"` // dials or bytes
+	Start  time.Time      `json:",omitzero"`  // verbPaced
+	Every  time.Duration  `json:",omitempty"` // verbPaced
 	How    string         `json:",omitempty"` // "fin" or "rst"
 }
 
@@ -112,6 +121,7 @@ type reply struct {
 	Err     string   `json:",omitempty"` // the request itself could not be carried out
 	Conn    uint64   `json:",omitempty"`
 	Results []Result `json:",omitempty"`
+	Paced   []Paced  `json:",omitempty"`
 }
 
 // banner is the line with which every server starts its answer.

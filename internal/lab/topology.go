@@ -72,9 +72,9 @@ func (l *Lab) buildFabric() error {
 // one translates is lost there, as on a real node, and stays in the lab.
 func (l *Lab) buildNodes(mtu int) error {
 	for _, h := range []*Host{
-		{Name: Outside, Addr4: OutsideAddr4, Addr6: OutsideAddr6},
-		{Name: Node2, Addr4: Node2Addr4, Addr6: Node2Addr6, pods4: Node2Pods4, pods6: Node2Pods6},
-		{Name: Node, Addr4: NodeAddr4, Addr6: NodeAddr6, pods4: NodePods4, pods6: NodePods6, hooked: true},
+		{Name: Outside, Addr4: OutsideAddr4, Addr6: OutsideAddr6, cgroup: l.cgroup.other},
+		{Name: Node2, Addr4: Node2Addr4, Addr6: Node2Addr6, pods4: Node2Pods4, pods6: Node2Pods6, cgroup: l.cgroup.other},
+		{Name: Node, Addr4: NodeAddr4, Addr6: NodeAddr6, pods4: NodePods4, pods6: NodePods6, cgroup: l.cgroup.hooked},
 	} {
 		if err := l.attach(h, mtu); err != nil {
 			return fmt.Errorf("host %s: %w", h.Name, err)

@@ -89,10 +89,10 @@ func cutLast(s string) (before, after string, found bool) {
 	return s[:i], s[i+1:], true
 }
 
-// Get asks a server in the node's network namespace.
-func Get(l *lab.Lab, addr, path string) (status int, body string, err error) {
+// Get asks a server on a host's own loopback.
+func Get(h *lab.Host, addr, path string) (status int, body string, err error) {
 	var conn net.Conn
-	err = l.Host(lab.Node).Do(func() (err error) { // net/http would dial on another thread
+	err = h.Do(func() (err error) { // net/http would dial on another thread
 		conn, err = net.DialTimeout("tcp", addr, time.Second)
 		return err
 	})
@@ -129,4 +129,24 @@ func CPU(l *lab.Lab) (float64, error) {
 		}
 	}
 	return 0, fmt.Errorf("processor time: no usage_usec in cpu.stat of %s", l.CgroupRoot())
+}
+
+// ProcessCPU returns the processor time that a process has used, in seconds.
+func ProcessCPU(pid int) (float64, error) {
+	const tick = 100 // USER_HZ, which is the same on every machine that Go runs on
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, fmt.Errorf("processor time: %w", err)
+	}
+	_, after, _ := strings.Cut(string(text), ") ") // the name may contain spaces
+	f := strings.Fields(after)
+	if len(f) < 13 {
+		return 0, fmt.Errorf("processor time: %q", after)
+	}
+	user, err := strconv.ParseFloat(f[11], 64)
+	if err != nil {
+		return 0, fmt.Errorf("processor time: %w", err)
+	}
+	system, err := strconv.ParseFloat(f[12], 64)
+	return (user + system) / tick, err
 }
