@@ -418,21 +418,22 @@ static __always_inline int choose_calm(const struct pool *p, const struct slot *
 	return NEEDS_OTHER;
 }
 
-/* Chooses by load from the pool that choose_static() left in out; or NEEDS_OTHER. */
+/*
+ * Chooses by load from the pool that choose_static() left in out; or NEEDS_OTHER. The
+ * pool stays there, as the stack has no room for a copy.
+ */
 __noinline int choose_by_load(struct choice *out)
 {
 	const struct slot *head;
 	struct input in = {};
-	struct pool p;
 
 	if (!out)
 		return -REASON_INTERNAL;
-	p = out->pool;
-	head = slot_at(p.base);
+	head = slot_at(out->pool.base);
 	if (!head)
 		return count_drop(REASON_INTERNAL);
-	load_input(&p, head, &in);
-	return choose_calm(&p, head, load_pick(&p, head, &in), in.rand[0], out);
+	load_input(&out->pool, head, &in);
+	return choose_calm(&out->pool, head, load_pick(&out->pool, head, &in), in.rand[0], out);
 }
 
 /*
