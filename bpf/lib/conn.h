@@ -144,11 +144,9 @@ static __always_inline __u32 conn_bits(const struct packet *pkt, __u32 side)
  * Notes that a client sent its SYN again. A copy that some device made comes sooner. An
  * entry that was not seen from its first packet on says nothing of its age.
  */
-static __always_inline void conn_unanswered(const struct packet *pkt, const struct conn *fwd)
+static __always_inline void conn_unanswered(const struct conn *fwd)
 {
-	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && fwd->flags & CONN_BEGUN &&
-	    !(fwd->state & (CONN_REPLIED | CONN_CLOSED)) &&
-	    bpf_ktime_get_coarse_ns() - fwd->last > UNANSWERED_NSEC)
+	if (fwd->flags & CONN_BEGUN && bpf_ktime_get_coarse_ns() - fwd->last > UNANSWERED_NSEC)
 		suspect_note(fwd->backend, fwd->gen, SYMPTOM_UNANSWERED);
 }
 
@@ -157,7 +155,6 @@ static __always_inline void conn_request(const struct packet *pkt, struct conn *
 {
 	__u32 bits = conn_bits(pkt, CONN_FIN_CLIENT);
 
-	conn_unanswered(pkt, fwd);
 	conn_touch(fwd);
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_ACK &&
 	    (fwd->state & (CONN_REPLIED | CONN_ACKED)) == CONN_REPLIED)
@@ -168,7 +165,10 @@ static __always_inline void conn_request(const struct packet *pkt, struct conn *
 
 /*
  * Says whether a packet of a known connection starts a new one: a SYN after the
- * old one's end, or anything while the chosen backend has left without a word.
+ * old one's end, or anything while the chosen backend has left without a word. So does
+ * a SYN that nobody has answered when its backend no longer takes new connections or is
+ * suspect: it may be sent again, or be another connection's, from a port that its client
+ * has given up.
  */
 static __always_inline bool conn_restarts(const struct packet *pkt, const struct conn *fwd)
 {
@@ -178,7 +178,10 @@ static __always_inline bool conn_restarts(const struct packet *pkt, const struct
 		return false;
 	if (fwd->state & CONN_CLOSED)
 		return true;
-	return !(fwd->state & CONN_REPLIED) && !backend_active(fwd->backend, fwd->gen);
+	if (fwd->state & CONN_REPLIED)
+		return false;
+	conn_unanswered(fwd);
+	return !backend_active(fwd->backend, fwd->gen) || is_suspect(fwd->backend);
 }
 
 /*

@@ -167,7 +167,7 @@ static __always_inline bool backend_active(__u32 id, __u32 gen)
 {
 	struct backend *be = bpf_map_lookup_elem(&backends, &id);
 
-	return be && be->gen == gen && be->state == BACKEND_ACTIVE;
+	return be && be->gen == gen && be->state == BACKEND_ACTIVE && be->pools;
 }
 
 /* Says whether a backend serves the flows that it has. */

@@ -152,7 +152,7 @@ func (r *rig) blackhole(host string) {
 }
 
 // TestUnansweredIsAvoided: the first SYN that is sent again tells that nobody answers,
-// long before the client gives up.
+// long before the client gives up. On the packet path it goes to another backend itself.
 func TestUnansweredIsAvoided(t *testing.T) {
 	r := newRig(t, nil)
 	r.blackhole("backend1")
@@ -163,9 +163,13 @@ func TestUnansweredIsAvoided(t *testing.T) {
 				svc := r.suspecting(f, "round-robin", longSuspicion, "backend1", "backend2")
 				r.forgive(svc)
 				req := lab.Request{Proto: lab.TCP, To: netip.MustParseAddrPort(vips[f]), Timeout: 2500 * time.Millisecond}
+				unanswered := 0
+				if p.name == "sockets" {
+					unanswered = 1 // the address was chosen for good by connect()
+				}
 				got, rs := r.dial(p.host, req, 2) // takes turns
-				if got["timeout"] != 1 || got["backend2"] != 1 {
-					t.Fatalf("two connections: %v, want one of backend2 and one that nobody answers: %+v", got, rs)
+				if got["timeout"] != unanswered || got["backend2"] != 2-unanswered {
+					t.Fatalf("two connections: %v, want %d that nobody answers and the rest by backend2: %+v", got, unanswered, rs)
 				}
 				want := lb.Symptom{Service: svc.Name, Backend: r.at(f, "backend1"), Kind: lb.Unanswered}
 				if s := r.symptom(); s != want {
