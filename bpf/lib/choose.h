@@ -278,22 +278,52 @@ static __always_inline __u32 pool_member(const struct pool *p, __u32 i)
 }
 
 /*
- * Walks through some members behind i, for one that takes new connections and is not
- * suspect. Returns its index, or -ENOENT.
+ * Says whether member i of a pool takes new connections and is not suspect. This and
+ * others below are global so that they are verified once: see look_at().
  */
+__noinline int takes_new(const struct pool *p, __u32 i)
+{
+	struct backend *be;
+	__u32 id;
+
+	if (!p)
+		return false;
+	id = pool_member(p, i);
+	be = bpf_map_lookup_elem(&backends, &id);
+	return be && be->pools & 1 << p->scope % SCOPES && !is_suspect(id);
+}
+
+/* Walks through some members behind i. Returns the first that takes_new(), or -ENOENT. */
 static __noinline int other_behind(const struct pool *p, __u32 i)
 {
 	for (__u32 k = 1; k < PICK_WALK && k < p->n; k++) {
-		struct backend *be;
-		__u32 id;
-
 		i = i + 1 < p->n ? i + 1 : 0;
-		id = pool_member(p, i);
-		be = bpf_map_lookup_elem(&backends, &id);
-		if (be && be->pools & 1 << p->scope && !is_suspect(id))
+		if (takes_new(p, i))
 			return i;
 	}
 	return -ENOENT;
+}
+
+/*
+ * Picks for the k-th time instead of by number. Returns an index, or -ENOENT if that is
+ * a suspect, too.
+ */
+__noinline int pick_again(const struct pool *p, __u32 number, __u32 k)
+{
+	const struct slot *head;
+	struct input in = {};
+	int i;
+
+	if (!p)
+		return -ENOENT;
+	head = slot_at(p->base);
+	if (!head)
+		return -ENOENT;
+	in.rand[0] = in.hash = pick_other(number, k);
+	in.rand[1] = in.rand[0] * p->n;
+	in.seq = number + k;
+	i = static_pick(p, head, &in);
+	return i < 0 || is_suspect(pool_member(p, i)) ? -ENOENT : i;
 }
 
 /*
@@ -304,24 +334,16 @@ static __noinline int other_static(const struct pool *p, __u32 service, __u32 nu
 {
 	struct service_state *st = bpf_map_lookup_elem(&service_states, &service);
 	const struct slot *head = slot_at(p->base);
-	struct input in = {};
-	__u32 *seq;
 	int i;
 
 	if (!st || !head)
 		return -ENOENT;
-	seq = &st->seq[p->scope % SCOPES];
 	for (__u32 k = 1; k <= PICK_AGAIN; k++) {
-		in.rand[0] = in.hash = pick_other(number, k);
-		in.rand[1] = in.rand[0] * p->n;
-		in.seq = number + k;
-		i = static_pick(p, head, &in);
+		i = pick_again(p, number, k);
 		if (i < 0)
-			return -ENOENT;
-		if (is_suspect(pool_member(p, i)))
 			continue;
 		if ((head->how & HOW_KIND) == KIND_SEQ)
-			__sync_fetch_and_add(seq, k);
+			__sync_fetch_and_add(&st->seq[p->scope % SCOPES], k);
 		return i;
 	}
 	return -ENOENT;

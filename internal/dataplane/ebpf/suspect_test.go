@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os/exec"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
@@ -135,20 +137,31 @@ func TestRefusedIsAvoided(t *testing.T) {
 	}
 }
 
-// blackhole makes a host drop what comes to its port.
+// blackhole makes a host drop what comes to its port: a filter of the socket that listens
+// there lets nothing in.
 func (r *rig) blackhole(host string) {
 	r.t.Helper()
-	if err := r.lab.Host(host).Do(func() error {
-		for _, cmd := range []string{"iptables", "ip6tables"} {
-			out, err := exec.Command(cmd, "-w", "-I", "INPUT", "-p", "tcp", "--dport", fmt.Sprint(backendPort), "-j", "DROP").CombinedOutput()
-			if err != nil {
-				return fmt.Errorf("%s: %w: %s", cmd, err, out)
-			}
-		}
-		return nil
+	r.stopServing(host)
+	var l net.Listener
+	if err := r.lab.Host(host).Do(func() (err error) {
+		l, err = (&net.ListenConfig{Control: dropAll}).Listen(r.t.Context(), "tcp", fmt.Sprintf(":%d", backendPort))
+		return err
 	}); err != nil {
 		r.t.Fatal(err)
 	}
+	r.t.Cleanup(func() { l.Close() })
+}
+
+// dropAll makes a socket ignore whatever comes.
+func dropAll(_, _ string, c syscall.RawConn) error {
+	ret := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K} // 0 bytes
+	var err error
+	if failed := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &ret})
+	}); failed != nil {
+		return failed
+	}
+	return err
 }
 
 // TestUnansweredIsAvoided: the first SYN that is sent again tells that nobody answers,
