@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -290,4 +291,44 @@ func TestExecPlaces(t *testing.T) {
 	if most == 0 || most > 2 {
 		t.Errorf("%d scripts at the same time, want 1 or 2", most)
 	}
+}
+
+// envStandIn names the directory of scripts of a stand-in for an agent.
+const envStandIn = "LBPROXY_TEST_STAND_IN"
+
+// TestStandIn is the life of such a stand-in, which TestExecDiesWithTheAgent starts and
+// kills.
+func TestStandIn(t *testing.T) {
+	dir := os.Getenv(envStandIn)
+	if dir == "" {
+		return
+	}
+	p := startProber(t, ProberOptions{ScriptDir: dir, ScriptUser: scriptUser, ScriptGroup: scriptUser + 1})
+	t.Error(await(t, p, scriptTarget("endless", time.Hour)))
+}
+
+// TestExecDiesWithTheAgent: an agent that is killed can wait for nobody, and leaves no
+// process of a script all the same.
+func TestExecDiesWithTheAgent(t *testing.T) {
+	_, dir := scriptProber(t)
+	const processes = 3
+	writeScript(t, dir, "endless", 0o755, "trap '' TERM HUP INT\nsetsid sleep 1000 &\nsleep 1000 &\nwhile :; do wait; done\n")
+	agent := exec.Command("/proc/self/exe", "-test.run=^TestStandIn$")
+	agent.Env = append(os.Environ(), envStandIn+"="+dir)
+	must(t, agent.Start())
+	until := func(what string, want int) {
+		t.Helper()
+		for deadline := time.Now().Add(enough); processesOf(t, scriptUser) != want; <-time.After(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d processes of the script %s, want %d", processesOf(t, scriptUser), what, want)
+			}
+		}
+	}
+	defer func() {
+		_ = agent.Process.Kill() // it fails if it was killed as it should be
+		_ = agent.Wait()         // as above
+	}()
+	until("while it runs", processes)
+	must(t, agent.Process.Kill())
+	until("after its agent was killed", 0)
 }
