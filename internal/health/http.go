@@ -15,6 +15,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"strings"
+	"sync"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -102,17 +103,66 @@ func (p *prober) transport(t Target) *http.Transport {
 	if name == "" {
 		name = t.Addr.Addr().String()
 	}
+	encryption := &tls.Config{
+		ServerName:         name,
+		RootCAs:            p.o.Roots,
+		InsecureSkipVerify: !t.Probe.Verify,
+	}
 	return &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialOnce(ctx, wayOf(ctx), t) },
-		TLSClientConfig: &tls.Config{
-			ServerName:         name,
-			RootCAs:            p.o.Roots,
-			InsecureSkipVerify: !t.Probe.Verify,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := dialOnce(ctx, wayOf(ctx), t)
+			if err != nil {
+				return nil, err
+			}
+			return newAsking(conn), nil
+		},
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := dialOnce(ctx, wayOf(ctx), t)
+			if err != nil {
+				return nil, err
+			}
+			encrypted := tls.Client(conn, encryption)
+			if err := encrypted.HandshakeContext(ctx); err != nil {
+				conn.Close()
+				return nil, err
+			}
+			return newAsking(encrypted), nil
 		},
 		DisableKeepAlives:      true,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaderBytes,
 	}
+}
+
+// asking is a connection that reads nothing before something was written. A backend that
+// speaks before it is asked would have net/http write what it says to the log of the process.
+type asking struct {
+	net.Conn
+	begun chan struct{} // closed by the first Write, or by Close
+	once  sync.Once
+}
+
+func newAsking(conn net.Conn) *asking { return &asking{Conn: conn, begun: make(chan struct{})} }
+
+func (a *asking) begin() { a.once.Do(func() { close(a.begun) }) }
+
+// Read waits for the first Write.
+func (a *asking) Read(p []byte) (int, error) {
+	<-a.begun
+	return a.Conn.Read(p)
+}
+
+// Write lets reads begin.
+func (a *asking) Write(p []byte) (int, error) {
+	a.begin()
+	return a.Conn.Write(p)
+}
+
+// Close ends reads, those that wait too.
+func (a *asking) Close() error {
+	err := a.Conn.Close()
+	a.begin()
+	return err
 }
 
 // dialOnce connects to the backend. Closing resets the connection, if the backend has not

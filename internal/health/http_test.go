@@ -4,15 +4,19 @@ package health
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -134,6 +138,35 @@ func TestHTTP(t *testing.T) {
 	}
 	if elsewhere.Load() > 0 {
 		t.Errorf("%d requests went to a proxy or another port", elsewhere.Load())
+	}
+}
+
+// TestHTTPSpeaksFirst: what a backend says before it is asked is an answer like any, and
+// comes into nobody's log.
+func TestHTTPSpeaksFirst(t *testing.T) {
+	var logged bytes.Buffer
+	log.SetOutput(&logged)
+	defer log.SetOutput(os.Stderr)
+	p := startProber(t, ProberOptions{})
+	greet := func(conn net.Conn) {
+		_, _ = io.WriteString(conn, "220 mail\r\n")
+		_, _ = io.Copy(io.Discard, conn)
+	}
+	cert := httptest.NewUnstartedServer(nil)
+	cert.StartTLS()
+	defer cert.Close()
+	for kind, at := range map[lb.ProbeKind]netip.AddrPort{
+		lb.ProbeHTTP:  listen(t, "127.0.0.1:0", greet),
+		lb.ProbeHTTPS: listen(t, "127.0.0.1:0", func(conn net.Conn) { greet(tls.Server(conn, cert.TLS)) }),
+	} {
+		for range 200 {
+			target := get(at, "/")
+			target.Probe.Kind = kind
+			checkErr(t, kind.String(), await(t, p, target).Err, "malformed", false)
+		}
+	}
+	if logged.Len() > 0 {
+		t.Errorf("logged: %.200q", logged.String())
 	}
 }
 
