@@ -42,7 +42,7 @@ func (n *node) watch(prober health.Prober, metrics *server.Metrics, log *slog.Lo
 	opts := health.Options{
 		Prober:   prober,
 		Defaults: healthDefaults(n.cfg),
-		Served:   newServed(n.dp.Stats).of,
+		Served:   servedBy(n.dp),
 		Observe:  probeObserver(metrics),
 		Log:      log,
 	}
@@ -70,6 +70,15 @@ func statsOf(s health.Stats) server.HealthStats {
 		out.Transitions[[2]string{change[0].String(), change[1].String()}] = n
 	}
 	return out
+}
+
+// servedBy returns what tells how connections of dp to a backend fare: what it counts or, if
+// it does not count, what it sees.
+func servedBy(dp plane) func(lb.ServiceName, netip.AddrPort) (opened, failed uint64, ok bool) {
+	if seen, ok := dp.(dataplane.Answers); ok {
+		return func(_ lb.ServiceName, backend netip.AddrPort) (uint64, uint64, bool) { return seen.Answered(backend) }
+	}
+	return newServed(dp.Stats).of
 }
 
 // servedFor is how old what served tells may be: reading all counters takes time where

@@ -23,3 +23,13 @@ type Witness interface {
 	// itself. A backend that is not there is no error.
 	Suspect(name lb.ServiceName, backend netip.AddrPort, until time.Time, calm time.Duration) error
 }
+
+// Answers is implemented by dataplanes that do not count connections but see how some of
+// them fare. Its method may be called from any goroutine.
+type Answers interface {
+	// Answered returns how many new TCP connections to a backend, of whatever Service, were
+	// seen so far, and how many of them waited for an answer for more than a second. Those
+	// that came and went unseen are in neither. Numbers of a backend without new connections
+	// may begin at 0 again. !ok: connections are not looked at.
+	Answered(backend netip.AddrPort) (opened, failed uint64, ok bool)
+}

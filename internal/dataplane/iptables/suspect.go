@@ -22,6 +22,7 @@ type witness struct {
 	list     func() []suspecting
 	flows    func(lb.Family, lb.Proto, func(flow)) error
 	symptoms chan lb.Symptom
+	answers  answers
 
 	// Only tick uses these.
 	next    time.Time        // not before then again
@@ -67,17 +68,21 @@ func (w *witness) tick(now time.Time) error {
 	}
 	if !w.any() {
 		w.waiting = nil
+		w.answers.stop()
 		return nil
 	}
 	before := w.waiting
 	w.waiting = make(map[waiting]bool, len(before))
 	var again []flow
+	note := w.answers.read(now)
 	for _, f := range families {
 		err := w.flows(f, lb.TCP, func(fl flow) {
-			if fl.state != tcpSynSent || fl.replied {
+			unanswered := fl.state == tcpSynSent && !fl.replied
+			id := waiting{fl.client, fl.frontend, fl.id}
+			note(&fl, unanswered && before[id])
+			if !unanswered {
 				return
 			}
-			id := waiting{fl.client, fl.frontend, fl.id}
 			w.waiting[id] = true
 			if before[id] {
 				again = append(again, fl)

@@ -3,6 +3,7 @@
 package iptables
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,6 +65,58 @@ func TestWitness(t *testing.T) {
 		if w.waiting != nil {
 			t.Error("connections are remembered though nobody suspects")
 		}
+	})
+}
+
+// TestAnswered: what is new at a reading and answered was opened, what waits at two has
+// failed; what was there before anybody looked is neither, nor what was opened long ago.
+func TestAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const established = 3 // TCP_CONNTRACK_ESTABLISHED
+		looks := true
+		var table []flow
+		w := newWitness(func() bool { return looks }, func() []suspecting { return nil },
+			func(f lb.Family, _ lb.Proto, each func(flow)) error {
+				for _, fl := range table {
+					if f == lb.IPv4 {
+						each(fl)
+					}
+				}
+				return nil
+			})
+		d := &Dataplane{witness: w}
+		id := uint32(0)
+		open := func(backend string, replied bool) {
+			id++
+			fl := flow{proto: lb.TCP, state: tcpSynSent, client: ap("10.0.0.1:1000"), frontend: ap("10.96.0.1:80"), backend: ap(backend), id: id}
+			if fl.replied = replied; replied {
+				fl.state = established
+			}
+			table = append(table, fl)
+		}
+		step := func(want string) {
+			t.Helper()
+			time.Sleep(witnessPeriod)
+			w.tells(t)
+			opened, failed, ok := d.Answered(ap("10.244.1.1:80"))
+			if got := fmt.Sprint(opened, failed, ok); got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		}
+		open("10.244.1.1:80", true)
+		step("0 0 true")
+		open("10.244.1.1:80", true)
+		open("10.244.1.2:80", true)
+		step("1 0 true")
+		step("1 0 true")
+		open("10.244.1.1:80", false)
+		step("1 0 true")
+		step("2 1 true")
+		table = table[:2]
+		time.Sleep(remembered)
+		step("0 0 true")
+		looks = false
+		step("0 0 false")
 	})
 }
 

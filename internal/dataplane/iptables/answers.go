@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"maps"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/lbproxy/lbproxy/internal/dataplane"
+)
+
+// remembered is how long a backend is remembered to which there are no new connections.
+const remembered = 10 * time.Minute
+
+// answers counts, from one reading of connection tracking to the next, connections to
+// backends that were answered, and those that were not. What it costs does not depend on
+// how many Services there are.
+type answers struct {
+	seen   seen
+	prune  time.Time // when to forget next
+	mu     sync.Mutex
+	known  bool // connections are read
+	counts map[netip.AddrPort]answered
+}
+
+// answered is what is known of the connections to one backend, whatever Service they are of.
+type answered struct {
+	some, none uint64    // that were answered, that were not
+	at         time.Time // when there was one last
+}
+
+// read begins to take note of a reading; add takes note of a connection, again tells whether
+// it was there, unanswered, at the reading before.
+func (a *answers) read(now time.Time) (add func(fl *flow, again bool)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.known = true
+	if a.counts == nil {
+		a.counts = map[netip.AddrPort]answered{}
+	}
+	if now.After(a.prune) {
+		maps.DeleteFunc(a.counts, func(_ netip.AddrPort, n answered) bool { return now.Sub(n.at) > remembered })
+		a.prune = now.Add(remembered / 10)
+	}
+	reading := a.seen.next()
+	return func(fl *flow, again bool) {
+		fresh := reading.add(fl.id)
+		if !again && (!fresh || !fl.replied) {
+			return
+		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		n := a.counts[fl.backend]
+		n.at = now
+		if again {
+			n.none++
+		} else {
+			n.some++
+		}
+		a.counts[fl.backend] = n
+	}
+}
+
+// stop forgets everything: nothing is read any more.
+func (a *answers) stop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.known, a.counts, a.seen = false, nil, seen{}
+}
+
+// Answered implements dataplane.Answers. One that is new at a reading and
+// answered was opened; one that waits for an answer at two readings, a second apart or
+// more, has failed. One that was refused is neither: the kernel forgets it at once.
+func (d *Dataplane) Answered(backend netip.AddrPort) (opened, failed uint64, ok bool) {
+	a := &d.witness.answers
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := a.counts[backend]
+	return n.some + n.none, n.none, a.known
+}
+
+var _ dataplane.Answers = (*Dataplane)(nil)
