@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"sync"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -108,6 +109,29 @@ func TestHealthOptions(t *testing.T) {
 	}
 	if !reflect.DeepEqual(stats, want) {
 		t.Errorf("stats %+v, want %+v", stats, want)
+	}
+}
+
+// TestCheckTellsOfScripts: a directory that exec probes cannot use is no reason not to run.
+func TestCheckTellsOfScripts(t *testing.T) {
+	a, _, _ := fakeApp(exampleKernel())
+	cfg := config.Default()
+	cfg.Manifests = t.TempDir()
+	cfg.HealthzBindAddress, cfg.MetricsBindAddress = netip.AddrPort{}, netip.AddrPort{}
+	scripts := func() string {
+		for _, f := range a.checkAgent(t.Context(), cfg) {
+			if f.Name == "health-script-dir" {
+				return f.Level + ": " + f.Detail
+			}
+		}
+		return ""
+	}
+	if got := scripts(); got != "" {
+		t.Errorf("without a directory: %s", got)
+	}
+	cfg.Scripts.Dir = cfg.Manifests + "/missing"
+	if got := scripts(); !strings.HasPrefix(got, levelWarn+": probes of kind exec are refused: directory ") {
+		t.Errorf("a directory that is not there: %q", got)
 	}
 }
 

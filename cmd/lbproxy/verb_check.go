@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/health"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
@@ -63,13 +64,17 @@ func (a *app) checkAgent(ctx context.Context, cfg config.Config) []finding {
 	case err != nil:
 		src.Level, src.Detail = levelFail, err.Error()
 	}
-	return []finding{
+	findings := []finding{
 		src,
 		checkPods(cfg.LocalDetector()),
 		checkNodePorts(cfg),
 		checkBind(ctx, "healthz-bind-address", cfg.HealthzBindAddress),
 		checkBind(ctx, "metrics-bind-address", cfg.MetricsBindAddress),
 	}
+	if cfg.Scripts.Dir != "" {
+		findings = append(findings, checkScripts(cfg.Scripts.Dir))
+	}
+	return findings
 }
 
 // checkBind tells whether a server could have addr. It is a warning if not: an
@@ -85,6 +90,22 @@ func checkBind(ctx context.Context, name string, addr netip.AddrPort) finding {
 	}
 	ln.Close()
 	return finding{Name: name, Level: levelOK, Detail: addr.String() + " is free"}
+}
+
+// checkScripts tells whether exec probes can use the directory of scripts. They are refused
+// otherwise, and everything else is served.
+func checkScripts(dir string) finding {
+	f := finding{Name: "health-script-dir", Level: levelOK}
+	fit, unfit, err := health.CheckScripts(dir)
+	switch {
+	case err != nil:
+		f.Level, f.Detail = levelWarn, fmt.Sprintf("probes of kind exec are refused: %s", oneLine(err))
+	case len(unfit) > 0:
+		f.Level, f.Detail = levelWarn, fmt.Sprintf("%s: %d of %d files are no scripts for probes: %s", dir, len(unfit), len(unfit)+len(fit), oneLine(unfit[0]))
+	default:
+		f.Detail = fmt.Sprintf("%s: scripts for probes: %d", dir, len(fit))
+	}
+	return f
 }
 
 // checkPods tells how callers that are pods are told from others.

@@ -64,6 +64,33 @@ func openScript(dir, name string) (*os.File, error) {
 	return openBeneath(dir, name)
 }
 
+// CheckScripts tells which files in a directory exec probes can run, sorted, and of the others
+// why not. The error is about the directory: then they can run none.
+func CheckScripts(dir string) (fit []string, unfit []error, err error) {
+	if !filepath.IsAbs(dir) {
+		return nil, nil, fmt.Errorf("%s is no absolute path", dir)
+	}
+	fd, err := openDir(filepath.Clean(dir))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unix.Close(fd)
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, f := range files {
+		script, err := openScript(dir, f.Name())
+		if err != nil {
+			unfit = append(unfit, fmt.Errorf("%s: %w", lb.Brief(f.Name()), err))
+			continue
+		}
+		script.Close()
+		fit = append(fit, f.Name())
+	}
+	return fit, unfit, nil
+}
+
 // openBeneath opens a regular file in the directory, whatever name is.
 func openBeneath(dir, name string) (*os.File, error) {
 	parent, err := openDir(filepath.Clean(dir))

@@ -148,6 +148,26 @@ func TestExecRefusesDirectory(t *testing.T) {
 	}
 }
 
+// TestCheckScripts: what can be run is told without running it, and what not.
+func TestCheckScripts(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.Chmod(dir, 0o755))
+	writeScript(t, dir, "ok", 0o755, "exit 0")
+	writeScript(t, dir, "open", 0o777, "exit 0")
+	must(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
+	fit, unfit, err := CheckScripts(dir)
+	want := "[ok] [open: can be written by others than root (mode 0777) sub: is no regular file] <nil>"
+	if got := fmt.Sprint(fit, unfit, err); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	must(t, os.Chmod(dir, 0o775))
+	for _, dir := range []string{dir, "scripts", filepath.Join(dir, "ok")} {
+		if fit, _, err := CheckScripts(dir); err == nil || fit != nil {
+			t.Errorf("%s: %v, %v", dir, fit, err)
+		}
+	}
+}
+
 // TestExecPrivileges: a script has none, and gets none from a set-user-ID program.
 func TestExecPrivileges(t *testing.T) {
 	p, dir := scriptProber(t)
