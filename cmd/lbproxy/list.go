@@ -63,7 +63,7 @@ func listServices(svcs []named) list {
 		items = append(items, s.ServiceView)
 		active, sum := 0, dataplane.BackendView{}
 		for _, b := range s.Backends {
-			if b.State != "leaving" {
+			if b.State != stateLeaving {
 				active++
 			}
 			sum.Live += b.Live

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -35,7 +36,10 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run executes the verb that args name and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ(), kernel: realKernel(), ask: server.AskHealth, now: time.Now}
+	a := &app{
+		stdout: stdout, stderr: stderr, environ: os.Environ(), kernel: realKernel(),
+		ask: server.AskHealth, askResting: server.AskResting, now: time.Now,
+	}
 	return a.execute(args)
 }
 
@@ -45,6 +49,7 @@ type app struct {
 	environ        []string
 	kernel         kernel
 	ask            asker
+	askResting     func(ctx context.Context, dir string) ([]server.Resting, error) // errors as ask's
 	now            func() time.Time
 	newProber      func(health.ProberOptions) health.Prober // nil: health.NewProber
 	entered        bool                                     // a verb has begun: the command line was right

@@ -104,6 +104,7 @@ func fakeApp(k kernel) (a *app, stdout, stderr *bytes.Buffer) {
 	stdout, stderr = &bytes.Buffer{}, &bytes.Buffer{}
 	a = &app{stdout: stdout, stderr: stderr, kernel: k, now: func() time.Time { return exampleTime }}
 	a.ask = func(context.Context, string) ([]server.Verdict, error) { return exampleVerdicts(), nil }
+	a.askResting = func(context.Context, string) ([]server.Resting, error) { return nil, nil }
 	return a, stdout, stderr
 }
 

@@ -83,6 +83,7 @@ func (a *app) getBackends() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		a.addResting(ctx, cfg, svcs)
 		return g.print(a, listBackends(svcs, a.askHealth(ctx, cfg)))
 	})
 }

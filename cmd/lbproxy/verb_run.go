@@ -169,7 +169,7 @@ func (a *app) newNode(
 	pages.Metrics, pages.SetVerbosity = metrics.Gatherer(), setVerbosity
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, server.MetricsHandler(pages), log)
 	if cfg.StateDir != "" {
-		n.control = &server.Control{Dir: cfg.StateDir, Verdicts: n.tell, Log: log}
+		n.control = &server.Control{Dir: cfg.StateDir, Verdicts: n.tell, Resting: func() []server.Resting { return restingTold(n.monitor.Resting()) }, Log: log}
 	}
 	own.tell(n.eligible.SetNode)
 	own.tell(n.checks.SetNode)

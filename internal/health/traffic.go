@@ -17,6 +17,11 @@ import (
 // has become a symptom: SYNs are sent again after 1 s.
 const answerTime = 1500 * time.Millisecond
 
+// firstLook is for how long it is too early to say that a backend has no connections which no
+// probe ever reached: a dataplane may know of new ones by readings, one a second, of which
+// it takes two.
+const firstLook = 2500 * time.Millisecond
+
 // unreached tells whether a probe failed because it could not connect: refused, or not
 // answered. That is what a network does that forbids it. A TCP probe does nothing but
 // connect.
@@ -32,6 +37,7 @@ func unreached(kind lb.ProbeKind, err error) bool {
 // window is what became of a backend's connections since probes began to fail.
 type window struct {
 	open   bool      // the following is known
+	since  time.Time // when it was opened
 	opened uint64    // by then
 	failed uint64    // by then
 	grew   time.Time // when it was first seen that there are new ones; zero: there are none
@@ -42,7 +48,7 @@ type window struct {
 // symptom closes the window.
 func (w *window) look(opened, failed uint64, proven bool, now time.Time) traffic {
 	if !w.open {
-		*w = window{open: true, opened: opened, failed: failed}
+		*w = window{open: true, since: now, opened: opened, failed: failed}
 		if !proven {
 			w.opened, w.failed = 0, 0
 		}
@@ -51,6 +57,9 @@ func (w *window) look(opened, failed uint64, proven bool, now time.Time) traffic
 		return trafficUnknown
 	}
 	if opened == w.opened {
+		if !proven && now.Sub(w.since) < firstLook {
+			return trafficOpen
+		}
 		return trafficUnknown
 	}
 	if w.grew.IsZero() {

@@ -50,16 +50,26 @@ type Verdict struct {
 	Until     *time.Time `json:"until,omitempty"`     // before which it does not come back
 }
 
-// healthAnswer is the answer to GET /health.
-type healthAnswer struct {
-	Backends []Verdict `json:"backends"`
+// Resting is a backend of a Service port that takes no new connections in some of its
+// pools: it has weight 0 there, by itself or for its health.
+type Resting struct {
+	Service string `json:"service"` // as lb.ServiceName prints it
+	Backend string `json:"backend"` // address and port
+	Pools   string `json:"pools"`   // cluster, local or both
+}
+
+// answer is what is answered to a question about backends.
+type answer[T any] struct {
+	Backends []T `json:"backends"`
 }
 
 // Control answers processes of root on this node, at a unix socket in Dir: GET /health
-// is what the agent thinks of backends. Nothing that it does depends on it.
+// is what the agent thinks of backends, GET /resting who takes no new connections. Nothing
+// that it does depends on it.
 type Control struct {
 	Dir      string // made if it is not there; nobody but this user may write to it
 	Verdicts func() []Verdict
+	Resting  func() []Resting // may be nil
 	Log      *slog.Logger
 }
 
@@ -92,15 +102,20 @@ func (c *Control) serve(ctx context.Context, ln net.Listener) {
 
 func (c *Control) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		answer := healthAnswer{c.Verdicts()}
-		if answer.Backends == nil {
-			answer.Backends = []Verdict{} // a list, even an empty one
-		}
-		_ = json.NewEncoder(w).Encode(answer) // who asked is gone
-	})
+	mux.HandleFunc("GET /health", answering(c.Verdicts))
+	if c.Resting != nil {
+		mux.HandleFunc("GET /resting", answering(c.Resting))
+	}
 	return mux
+}
+
+// answering answers with what list returns.
+func answering[T any](list func() []T) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		all := answer[T]{append([]T{}, list()...)} // a list, even an empty one
+		_ = json.NewEncoder(w).Encode(all)         // who asked is gone
+	}
 }
 
 // listenControl binds the socket in dir, in place of one that a killed agent has left. It
@@ -154,6 +169,15 @@ func checkPrivate(dir string) error {
 // AskHealth asks the agent whose state directory is dir what it thinks of backends. The
 // error wraps ErrNoAgent if none is there.
 func AskHealth(ctx context.Context, dir string) ([]Verdict, error) {
+	return askFor[Verdict](ctx, dir, "health")
+}
+
+// AskResting asks which backends take no new connections. The errors are AskHealth's.
+func AskResting(ctx context.Context, dir string) ([]Resting, error) {
+	return askFor[Resting](ctx, dir, "resting")
+}
+
+func askFor[T any](ctx context.Context, dir, what string) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
 	path := ControlPath(dir)
@@ -163,7 +187,7 @@ func AskHealth(ctx context.Context, dir string) ([]Verdict, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/health", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/"+what, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
@@ -178,9 +202,9 @@ func AskHealth(ctx context.Context, dir string) ([]Verdict, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("the agent at %s answers %s", path, resp.Status)
 	}
-	var answer healthAnswer
-	if err := json.NewDecoder(io.LimitReader(resp.Body, controlMax)).Decode(&answer); err != nil {
+	var all answer[T]
+	if err := json.NewDecoder(io.LimitReader(resp.Body, controlMax)).Decode(&all); err != nil {
 		return nil, fmt.Errorf("answer of the agent: %w", err)
 	}
-	return answer.Backends, nil
+	return all.Backends, nil
 }

@@ -69,6 +69,24 @@ func TestControlWithoutVerdicts(t *testing.T) {
 	}
 }
 
+// TestControlTellsWhoRests, unless it is an agent that cannot tell.
+func TestControlTellsWhoRests(t *testing.T) {
+	want := []Resting{{"shop/web:http/TCP/IPv4", "10.244.1.9:8080", "both"}}
+	for _, c := range []*Control{{Resting: func() []Resting { return want }}, {}} {
+		dir := t.TempDir()
+		ln, err := listenControl(t.Context(), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Verdicts, c.Log = func() []Verdict { return nil }, slog.New(slog.DiscardHandler)
+		go c.serve(t.Context(), ln)
+		got, err := AskResting(t.Context(), dir)
+		if c.Resting == nil && err == nil || c.Resting != nil && (err != nil || !reflect.DeepEqual(got, want)) {
+			t.Errorf("got %+v, %v, want %+v", got, err, want)
+		}
+	}
+}
+
 // TestControlReplacesASocketThatIsLeft, as a killed agent leaves it, and with any umask.
 func TestControlReplacesASocketThatIsLeft(t *testing.T) {
 	dir := t.TempDir()
