@@ -46,6 +46,7 @@ func (n *node) watch(prober health.Prober, metrics *server.Metrics, log *slog.Lo
 		Observe:  probeObserver(metrics),
 		Log:      log,
 	}
+	_, opts.NoRefusals = n.dp.(dataplane.Answers)
 	if witness, ok := n.dp.(dataplane.Witness); ok {
 		opts.Kernel = witness
 	}

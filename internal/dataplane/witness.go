@@ -30,6 +30,6 @@ type Answers interface {
 	// Answered returns how many new TCP connections to a backend, of whatever Service, were
 	// seen so far, and how many of them waited for an answer for more than a second. Those
 	// that came and went unseen are in neither. Numbers of a backend without new connections
-	// may begin at 0 again. !ok: connections are not looked at.
+	// may begin at 0 again. !ok: connections cannot be looked at.
 	Answered(backend netip.AddrPort) (opened, failed uint64, ok bool)
 }

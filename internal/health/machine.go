@@ -102,6 +102,7 @@ const (
 	trafficUnknown  traffic = iota // there is none, or some of it fails
 	trafficOpen                    // there is some, and it is too early to tell
 	trafficAnswered                // it is answered
+	trafficUnseen                  // nobody sees what fails as the probe did
 )
 
 // wish is what a mark waits for: its next event. Its zero value is none: the mark can be
@@ -199,7 +200,7 @@ func (m *mark) fail(e event, now time.Time, h *lb.Health) {
 		m.become(Suspect, e.reason, now)
 	case e.unreached && e.traffic == trafficOpen:
 		m.become(Suspect, e.reason+"; waiting for what becomes of its connections", now)
-	case e.unreached && (m.Blocked || e.traffic == trafficAnswered):
+	case e.unreached && e.traffic != trafficUnseen && (m.Blocked || e.traffic == trafficAnswered):
 		m.Blocked = true
 		m.become(Suspect, e.reason+"; but its connections are answered", now)
 	default:

@@ -5,11 +5,13 @@ package health
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -39,6 +41,9 @@ type Options struct {
 	// how many of them have ended before they were established. It is asked when probes
 	// cannot reach the backend; !ok: not known. May be nil.
 	Served func(name lb.ServiceName, backend netip.AddrPort) (opened, failed uint64, ok bool)
+	// Served does not know of connections that are refused, so that it cannot speak against
+	// a probe that was.
+	NoRefusals bool
 
 	Reporter Reporter                                               // may be nil
 	Observe  func(kind lb.ProbeKind, took time.Duration, err error) // is told each probe; may be nil
@@ -270,6 +275,9 @@ func (m *Monitor) settleOne(e ending, served map[question]counts, now time.Time)
 		one := ev
 		if c := served[question{b.watch.name, b.addr}]; ev.unreached && c.ok {
 			one.traffic = b.window.look(c.opened, c.failed, b.mark.Proven || b.judged, now)
+		}
+		if m.o.NoRefusals && errors.Is(e.result.Err, syscall.ECONNREFUSED) {
+			one.traffic = trafficUnseen
 		}
 		m.tell(b, one, now)
 	}

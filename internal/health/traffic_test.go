@@ -5,6 +5,8 @@ package health
 import (
 	"testing"
 	"time"
+
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // TestWindow: what connections tell while probes cannot connect, and when.
@@ -33,6 +35,20 @@ func TestWindow(t *testing.T) {
 			if got := w.look(l.opened, l.failed, tc.proven, epoch.Add(l.at)); got != l.want {
 				t.Errorf("%s: after %v %d, want %d", name, l.at, got, l.want)
 			}
+		}
+	}
+}
+
+// TestUnseen: who cannot see that connections are refused does not speak against a probe that
+// was, not even where it did so before.
+func TestUnseen(t *testing.T) {
+	h := lb.DefaultHealth()
+	h.Probe.Kind, h.Fall = lb.ProbeTCP, 1
+	for was, want := range map[traffic]State{trafficAnswered: Suspect, trafficUnseen: Ejected} {
+		e := event{kind: failed, reason: "refused", unreached: true, traffic: was}
+		m, _ := step(mark{State: Suspect, Blocked: true}, e, epoch, &h)
+		if m.State != want {
+			t.Errorf("traffic %d: %s, want %s", was, m.State, want)
 		}
 	}
 }

@@ -300,39 +300,40 @@ func (r *rig) forbid(pod string) {
 // podClients are those whose connections such a policy lets in.
 var podClients = []string{"client1", "client2"}
 
-// A policy that forbids probes takes no backend away that serves. With iptables nobody
-// counts connections, and it does: see docs/HEALTH.md.
+// A policy that forbids probes takes no backend away that serves.
 func TestForbiddenProbes(t *testing.T) {
-	r := newRig(t)
-	all := []string{"backend1", "backend2", "backend3"}
-	r.forbid("backend1")
-	plain := r.manifest("web", webVIP, all...)
-	r.put("web.yaml", plain)
-	a := r.run("--dataplane=ebpf")
-	var failed int
-	serve := func() bool {
-		got, bad := r.answered(webVIP, podClients, 6)
-		failed += bad
-		return slices.Equal(got, all)
-	}
-	eventually(t, "all backends serve pods", serve)
-
-	r.put("web.yaml", says(plain, byTCP, "lbproxy.io/health-check-timeout: 300ms"))
-	eventually(t, "an Event says that probes are blocked", func() bool {
-		serve()
-		return a.log.line("level=INFO", "reason=ProbeBlocked", r.backend("backend1")) != ""
-	})
-	for range 5 {
-		if !serve() {
-			t.Error("not all backends serve pods")
+	eachDataplane(t, func(t *testing.T, flags []string) {
+		r := newRig(t)
+		all := []string{"backend1", "backend2", "backend3"}
+		r.forbid("backend1")
+		plain := r.manifest("web", webVIP, all...)
+		r.put("web.yaml", plain)
+		a := r.run(flags...)
+		var failed int
+		serve := func() bool {
+			got, bad := r.answered(webVIP, podClients, 6)
+			failed += bad
+			return slices.Equal(got, all)
 		}
-	}
-	if failed > 0 {
-		t.Errorf("%d connections of pods failed", failed)
-	}
-	if line := a.log.line("reason=BackendEjected"); line != "" {
-		t.Error(line)
-	}
+		eventually(t, "all backends serve pods", serve)
+
+		r.put("web.yaml", says(plain, byTCP, "lbproxy.io/health-check-timeout: 300ms"))
+		eventually(t, "an Event says that probes are blocked", func() bool {
+			serve()
+			return a.log.line("level=INFO", "reason=ProbeBlocked", r.backend("backend1")) != ""
+		})
+		for range 5 {
+			if !serve() {
+				t.Error("not all backends serve pods")
+			}
+		}
+		if failed > 0 {
+			t.Errorf("%d connections of pods failed", failed)
+		}
+		if line := a.log.line("reason=BackendEjected"); line != "" {
+			t.Error(line)
+		}
+	})
 }
 
 // What is known stays in the kernel when the agent is killed, and traffic goes on.

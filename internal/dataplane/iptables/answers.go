@@ -21,7 +21,7 @@ type answers struct {
 	seen   seen
 	prune  time.Time // when to forget next
 	mu     sync.Mutex
-	known  bool // connections are read
+	failed bool // connections cannot be read
 	counts map[netip.AddrPort]answered
 }
 
@@ -36,7 +36,7 @@ type answered struct {
 func (a *answers) read(now time.Time) (add func(fl *flow, again bool)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.known = true
+	a.failed = false
 	if a.counts == nil {
 		a.counts = map[netip.AddrPort]answered{}
 	}
@@ -63,11 +63,11 @@ func (a *answers) read(now time.Time) (add func(fl *flow, again bool)) {
 	}
 }
 
-// stop forgets everything: nothing is read any more.
-func (a *answers) stop() {
+// stop forgets everything: nothing is read any more, because that failed or is not wanted.
+func (a *answers) stop(failed bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.known, a.counts, a.seen = false, nil, seen{}
+	a.failed, a.counts, a.seen = failed, nil, seen{}
 }
 
 // Answered implements dataplane.Answers. One that is new at a reading and
@@ -78,7 +78,7 @@ func (d *Dataplane) Answered(backend netip.AddrPort) (opened, failed uint64, ok 
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	n := a.counts[backend]
-	return n.some + n.none, n.none, a.known
+	return n.some + n.none, n.none, !a.failed
 }
 
 var _ dataplane.Answers = (*Dataplane)(nil)

@@ -68,7 +68,7 @@ func (w *witness) tick(now time.Time) error {
 	}
 	if !w.any() {
 		w.waiting = nil
-		w.answers.stop()
+		w.answers.stop(false)
 		return nil
 	}
 	before := w.waiting
@@ -89,6 +89,7 @@ func (w *witness) tick(now time.Time) error {
 			}
 		})
 		if err != nil {
+			w.answers.stop(true)
 			return err
 		}
 	}

@@ -3,6 +3,7 @@
 package iptables
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -73,7 +74,7 @@ func TestWitness(t *testing.T) {
 func TestAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const established = 3 // TCP_CONNTRACK_ESTABLISHED
-		looks := true
+		looks, broken := true, error(nil)
 		var table []flow
 		w := newWitness(func() bool { return looks }, func() []suspecting { return nil },
 			func(f lb.Family, _ lb.Proto, each func(flow)) error {
@@ -82,7 +83,7 @@ func TestAnswered(t *testing.T) {
 						each(fl)
 					}
 				}
-				return nil
+				return broken
 			})
 		d := &Dataplane{witness: w}
 		id := uint32(0)
@@ -96,7 +97,7 @@ func TestAnswered(t *testing.T) {
 		}
 		step := func(want string) {
 			t.Helper()
-			time.Sleep(witnessPeriod)
+			<-time.After(witnessPeriod)
 			w.tells(t)
 			opened, failed, ok := d.Answered(ap("10.244.1.1:80"))
 			if got := fmt.Sprint(opened, failed, ok); got != want {
@@ -113,10 +114,17 @@ func TestAnswered(t *testing.T) {
 		step("1 0 true")
 		step("2 1 true")
 		table = table[:2]
-		time.Sleep(remembered)
+		<-time.After(remembered)
 		step("0 0 true")
 		looks = false
-		step("0 0 false")
+		step("0 0 true")
+		looks, broken = true, errors.New("broken")
+		if err := w.tick(time.Now()); !errors.Is(err, broken) {
+			t.Errorf("got %v, want %v", err, broken)
+		}
+		if _, _, ok := d.Answered(ap("10.244.1.1:80")); ok {
+			t.Error("connections that cannot be read are known")
+		}
 	})
 }
 
