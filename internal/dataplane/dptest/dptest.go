@@ -220,8 +220,8 @@ func RunSome(t *testing.T, h Harness, some []string) {
 	}
 }
 
-// Names returns the names of the rows of session affinity, source ranges, draining and
-// change, as "section/row": those that run for several origins say that behind a comma.
+// Names returns the names of the rows of session affinity, source ranges, draining,
+// change, reach and suspicion, as "section/row": those that run for several origins say that behind a comma.
 func Names() []string {
 	names := []string{"affinity/it survives a start of the agent", "affinity/the timeout slides, and ends",
 		"ranges/what is established outlives its range"}
@@ -239,6 +239,9 @@ func Names() []string {
 	}
 	for _, row := range reachRows {
 		names = append(names, "reach/"+row.target)
+	}
+	for _, row := range suspectRows {
+		names = append(names, "suspect/"+row.name)
 	}
 	return names
 }
