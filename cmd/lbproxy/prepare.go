@@ -3,6 +3,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strconv"
@@ -15,7 +17,10 @@ import (
 // on the size of its table. What fails is logged: Services are served without it, too.
 func (a *app) prepareNode(cfg config.Config, log *slog.Logger) {
 	if set := a.kernel.setOOMScore; set != nil {
-		if err := set(cfg.OOMScoreAdj); err != nil {
+		switch err := set(cfg.OOMScoreAdj); {
+		case errors.Is(err, fs.ErrPermission): // without CAP_SYS_RESOURCE, which nothing else needs
+			log.Info("not permitted to set how readily the kernel ends the agent", "oom-score-adj", cfg.OOMScoreAdj)
+		case err != nil:
 			log.Warn("cannot set how readily the kernel ends the agent", "oom-score-adj", cfg.OOMScoreAdj, "error", err)
 		}
 	}

@@ -46,8 +46,8 @@ backends known last. "lbproxy cleanup" removes it.`,
 		if mode := loader.ForeignMode(); mode != "" {
 			log.Warn("a mode of kube-proxy that lbproxy has not; auto is used", "mode", mode)
 		}
-		a.prepareNode(cfg, log)
 		if initOnly {
+			a.prepareNode(cfg, log)
 			log.Info("the node is prepared; as init-only says, nothing is served")
 			return nil
 		}
@@ -84,6 +84,7 @@ func (a *app) serve(ctx context.Context, cfg config.Config, loader *config.Loade
 		return fmt.Errorf("dataplane: %w", err)
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
+	a.prepareNode(cfg, log) // not before it is certain that this agent may serve
 	n, err := a.newNode(cfg, loader, own, src, dp, chosen, approx, log, verbosity(level, cfg.LogLevel))
 	if err != nil {
 		return err

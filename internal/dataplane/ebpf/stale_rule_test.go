@@ -83,9 +83,11 @@ func TestStaleRule(t *testing.T) {
 	} {
 		for proto, want := range map[lb.Proto]int{lb.UDP: tc.udp, lb.TCP: tc.tcp} {
 			var got int
-			r.within(patience, tc.name, func() bool { // about to connect is who was asked lately
+			// About to connect is who was asked lately. The Dataplane's own killer, which looks
+			// after each Sync, may destroy a socket before this one sees it.
+			r.within(patience, tc.name, func() bool {
 				got = r.ruling(k, proto, backends[0].Addr, tc.a, tc.connected)
-				return got == want || tc.connected
+				return got == want || tc.connected && want == spared
 			})
 			if got != want {
 				t.Errorf("%s: %s: %d, want %d", proto, tc.name, got, want)
@@ -179,39 +181,40 @@ func TestStaleEnds(t *testing.T) {
 		{v6, v6, client.Addr6},
 		{mapped, v4, client.Addr4},
 	} {
-		fd, port := -1, uint16(4000)
-		err := client.Do(func() (err error) {
-			var sa unix.Sockaddr
-			if fd, sa, err = patient(tc.to, unix.SOCK_DGRAM); err != nil {
-				return err
+		// The Dataplane's own killer, which looks after each Sync, may be first: then once more.
+		r.within(patience, tc.to.String()+" is told", func() bool {
+			fd, port := -1, uint16(4000)
+			err := client.Do(func() (err error) {
+				var sa unix.Sockaddr
+				if fd, sa, err = patient(tc.to, unix.SOCK_DGRAM); err != nil {
+					return err
+				}
+				var at unix.Sockaddr = &unix.SockaddrInet6{Port: int(port)}
+				if tc.to.Addr().Is4() {
+					at = &unix.SockaddrInet4{Port: int(port)}
+				}
+				if err := unix.Bind(fd, at); err != nil {
+					return err
+				}
+				return unix.Connect(fd, sa)
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
-			var at unix.Sockaddr = &unix.SockaddrInet6{Port: int(port)}
-			if tc.to.Addr().Is4() {
-				at = &unix.SockaddrInet4{Port: int(port)}
+			told, cookie := r.tellOf(k, fd, lb.UDP, assignment{"10.96.0.1:53", lbBackendStateBACKEND_GONE, false, 0})
+			unix.Close(fd)
+			found := false
+			for _, s := range told {
+				if s.Cookie != cookie {
+					continue
+				}
+				found = true
+				local, peer := addrPortOf(lbAddr(s.Local), s.LocalPort), addrPortOf(lbAddr(s.Peer), s.PeerPort)
+				if local != netip.AddrPortFrom(tc.local, port) || peer != tc.peer {
+					t.Errorf("connected to %s: told as %s -> %s, want %s:%d -> %s", tc.to, local, peer, tc.local, port, tc.peer)
+				}
 			}
-			if err := unix.Bind(fd, at); err != nil {
-				return err
-			}
-			return unix.Connect(fd, sa)
+			return found
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		told, cookie := r.tellOf(k, fd, lb.UDP, assignment{"10.96.0.1:53", lbBackendStateBACKEND_GONE, false, 0})
-		unix.Close(fd)
-		found := false
-		for _, s := range told {
-			if s.Cookie != cookie {
-				continue
-			}
-			found = true
-			local, peer := addrPortOf(lbAddr(s.Local), s.LocalPort), addrPortOf(lbAddr(s.Peer), s.PeerPort)
-			if local != netip.AddrPortFrom(tc.local, port) || peer != tc.peer {
-				t.Errorf("connected to %s: told as %s -> %s, want %s:%d -> %s", tc.to, local, peer, tc.local, port, tc.peer)
-			}
-		}
-		if !found {
-			t.Errorf("connected to %s: not told", tc.to)
-		}
 	}
 }
