@@ -81,7 +81,9 @@ func (d *Dataplane) backendStats(name lb.ServiceName, id uint32) dataplane.Backe
 		Opened:  opened,
 		Closed:  closed,
 		Failed:  uint64(atomic.LoadUint32(&st.Failed)),
-		Leaving: d.maps.backends[id].State > uint8(lbBackendStateBACKEND_ACTIVE),
+
+		Answered: atomic.LoadUint64(&d.maps.suspects[id].Answered),
+		Leaving:  d.maps.backends[id].State > uint8(lbBackendStateBACKEND_ACTIVE),
 	}
 }
 
