@@ -172,26 +172,29 @@ func TestProbesFollowAProcess(t *testing.T) {
 }
 
 // Without probes the traffic tells: the first connection that is refused is the last, or
-// nearly so. Rules of iptables do not see it.
+// nearly so. With iptables it takes until rules are written.
 func TestTrafficTellsOfAProcess(t *testing.T) {
-	r := newRig(t)
-	r.put("web.yaml", r.manifest("web", webVIP, "backend1", "backend2", "backend3"))
-	a := r.run("--dataplane=ebpf")
-	r.settles(webVIP, "backend1", "backend2", "backend3")
+	eachDataplane(t, func(t *testing.T, flags []string) {
+		r := newRig(t)
+		r.put("web.yaml", r.manifest("web", webVIP, "backend1", "backend2", "backend3"))
+		a := r.run(flags...)
+		r.settles(webVIP, "backend1", "backend2", "backend3")
 
-	r.lab.Host("backend2").Kill()
-	_, failed := r.answered(webVIP, clients, 12)
-	if failed < 1 || failed > 3 {
-		t.Errorf("%d of %d connections failed, want 1 to 3", failed, 12*len(clients))
-	}
-	a.awaitLog("reason=BackendEjected", r.backend("backend2"), "connection refused")
-	r.settles(webVIP, "backend1", "backend3")
+		r.lab.Host("backend2").Kill()
+		_, failed := r.answered(webVIP, clients, 12)
+		if failed < 1 || failed > 6 {
+			t.Errorf("%d of %d connections failed, want 1 to 6", failed, 12*len(clients))
+		}
+		t.Logf("%d of %d connections failed", failed, 12*len(clients))
+		a.awaitLog("reason=BackendEjected", r.backend("backend2"), "connection refused")
+		r.settles(webVIP, "backend1", "backend3")
 
-	tr := r.traffic(webVIP)
-	r.revive("backend2")
-	a.awaitLog("reason=BackendRestored", r.backend("backend2"))
-	r.settles(webVIP, "backend1", "backend2", "backend3")
-	tr.stop()
+		tr := r.traffic(webVIP)
+		r.revive("backend2")
+		a.awaitLog("reason=BackendRestored", r.backend("backend2"))
+		r.settles(webVIP, "backend1", "backend2", "backend3")
+		tr.stop()
+	})
 }
 
 // A backend that does not answer any more is found out by those who wait for it.
@@ -333,6 +336,55 @@ func TestForbiddenProbes(t *testing.T) {
 		if line := a.log.line("reason=BackendEjected"); line != "" {
 			t.Error(line)
 		}
+	})
+}
+
+// A policy that refuses probes and some clients takes a backend away from the others for 2 s
+// at most: their connections tell that it is well.
+func TestForbiddenProbesAndClient(t *testing.T) {
+	eachDataplane(t, func(t *testing.T, flags []string) {
+		r := newRig(t)
+		all := []string{"backend1", "backend2", "backend3"}
+		r.nft("backend1", "add table inet forbid; add chain inet forbid in { type filter hook input priority 0; }; "+
+			fmt.Sprintf("add rule inet forbid in ip saddr { %s, %s } tcp flags syn reject with tcp reset", lab.NodeAddr4, r.lab.Host("client2").Addr4))
+		r.put("web.yaml", says(r.manifest("web", webVIP, all...), byTCP))
+		a := r.run(flags...)
+		may := func() []string {
+			got, failed := r.answered(webVIP, []string{"client1"}, 6)
+			if failed > 0 {
+				t.Errorf("%d connections of client1 failed", failed)
+			}
+			return got
+		}
+		eventually(t, "an Event says that probes are blocked", func() bool {
+			may()
+			return a.log.line("reason=ProbeBlocked", r.backend("backend1")) != ""
+		})
+		refused := 0
+		both := func() []string {
+			_, failed := r.answered(webVIP, []string{"client2"}, 3)
+			refused += failed
+			return may()
+		}
+		eventually(t, "backend1 answers client1, whatever client2 meets", func() bool {
+			for range 10 {
+				if !slices.Equal(both(), all) {
+					return false
+				}
+			}
+			return refused > 0
+		})
+		told := a.log.line("reason=BackendEjected", r.backend("backend1"))
+		for range 100 {
+			both()
+		}
+		if n := strings.Count(a.log.String(), "reason=BackendEjected"); n > 1 || told == "" {
+			t.Errorf("backend1 was ejected %d times, want once: %s", n, told)
+		}
+		if got := both(); !slices.Equal(got, all) {
+			t.Errorf("%v answer client1, want all", got)
+		}
+		t.Logf("%d connections of client2 were refused", refused)
 	})
 }
 
