@@ -394,6 +394,38 @@ func TestForbiddenProbes(t *testing.T) {
 	})
 }
 
+// A Service of IPv6 only is watched as any, by probes and by connections.
+func TestIPv6OnlyProbes(t *testing.T) {
+	eachDataplane(t, func(t *testing.T, flags []string) {
+		r := newRig(t)
+		const at = vip("[fd00:10:96::50]:80")
+		all := []string{"backend1", "backend2", "backend3"}
+		text := r.manifest("web", at, all...)
+		for _, pod := range all {
+			h := r.lab.Host(pod)
+			text = strings.ReplaceAll(text, fmt.Sprintf("[%s]", h.Addr4), fmt.Sprintf("['%s']", h.Addr6))
+		}
+		text = strings.ReplaceAll(text, "addressType: IPv4", "addressType: IPv6")
+		r.put("web.yaml", says(text, byTCP, activeOnly))
+		a := r.run(flags...)
+		r.settles(at, all...)
+		six := fmt.Sprintf("backend=[%s]:%d", r.lab.Host("backend1").Addr6, backendPort)
+		r.lab.Host("backend1").Kill()
+		a.awaitLog("reason=BackendEjected", six, "tcp: connection refused")
+		r.settles(at, "backend2", "backend3")
+		r.revive("backend1")
+		a.awaitLog("reason=BackendRestored", six)
+		r.settles(at, all...)
+
+		r.put("web.yaml", text) // without probes
+		r.settles(at, all...)
+		r.lab.Host("backend1").Kill()
+		r.answered(at, clients, 12)
+		a.awaitLog("reason=BackendEjected", six, "connection refused; tcp")
+		r.settles(at, "backend2", "backend3")
+	})
+}
+
 // What gRPC says counts.
 func TestGRPCProbes(t *testing.T) {
 	eachDataplane(t, func(t *testing.T, flags []string) {
