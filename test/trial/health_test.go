@@ -420,8 +420,10 @@ func TestIPv6OnlyProbes(t *testing.T) {
 		r.put("web.yaml", text) // without probes
 		r.settles(at, all...)
 		r.lab.Host("backend1").Kill()
-		r.answered(at, clients, 12)
-		a.awaitLog("reason=BackendEjected", six, "connection refused; tcp")
+		eventually(t, "connections tell of backend1", func() bool { // iptables listens a second later
+			r.answered(at, clients, 4)
+			return a.log.line("reason=BackendEjected", six, "connection refused; tcp") != ""
+		})
 		r.settles(at, "backend2", "backend3")
 	})
 }
