@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -103,6 +104,7 @@ func exampleView() *fakeView {
 func fakeApp(k kernel) (a *app, stdout, stderr *bytes.Buffer) {
 	stdout, stderr = &bytes.Buffer{}, &bytes.Buffer{}
 	a = &app{stdout: stdout, stderr: stderr, kernel: k, now: func() time.Time { return exampleTime }}
+	a.terminal = func(io.Writer) bool { return false }
 	a.ask = func(context.Context, string) ([]server.Verdict, error) { return exampleVerdicts(), nil }
 	a.askResting = func(context.Context, string) ([]server.Resting, error) { return nil, nil }
 	return a, stdout, stderr
@@ -252,7 +254,7 @@ func TestErrors(t *testing.T) {
 		{args: "run", env: []string{"LBPROXY_LOG_LEVEL=loud"}, code: 2, want: "lbproxy: log-level (from LBPROXY_LOG_LEVEL): "},
 		{args: "run --config=/nonexistent.yaml", code: 2, want: "lbproxy: config (from --config): open /nonexistent.yaml: no such file or directory"},
 		{args: "run --kubeconfig=/a --manifests=/b", code: 2, want: "lbproxy: manifests (from --manifests): excludes kubeconfig (from --kubeconfig)"},
-		{args: "run", code: 1, want: "lbproxy: no source of Services: this is not a pod, and neither --kubeconfig nor --manifests is given"},
+		{args: "run", code: 1, want: "lbproxy: no source of Services: this is not a pod, and none of --kubeconfig, --master and --manifests is given"},
 		{args: "run --kubeconfig=/nonexistent", code: 1, want: "lbproxy: kubeconfig: stat /nonexistent: no such file or directory"},
 		{args: "run --kubeconfig=" + broken, code: 1, want: "lbproxy: kubeconfig " + broken + ": "},
 		{args: "run --manifests=/nonexistent", code: 1, want: "lbproxy: manifests: stat /nonexistent: no such file or directory"},
@@ -283,7 +285,7 @@ func TestErrors(t *testing.T) {
 
 func TestVersionAndHelp(t *testing.T) {
 	for args, want := range map[string]string{
-		"version": "lbproxy dev go", "": "Available Commands", "run --help": "--healthz-bind-address ip:port",
+		"version": ", map layout v", "": "Available Commands", "run --help": "--healthz-bind-address ip:port",
 		"get --help": "connections", "get health --help": "The agent is asked", "help explain": "--from ip",
 	} {
 		a, stdout, stderr := fakeApp(kernel{})

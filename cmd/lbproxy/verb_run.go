@@ -35,6 +35,9 @@ func (a *app) runVerb() *cobra.Command {
 		Long: `Serve the cluster's Services on this node until SIGTERM or SIGINT. Stopping leaves
 everything in the kernel: connections go on and new ones are balanced over the
 backends known last. "lbproxy cleanup" removes it.`,
+		Example: `  lbproxy run --config /etc/lbproxy/config.yaml
+  lbproxy run --kubeconfig /etc/lbproxy/kubeconfig --cluster-cidr 10.244.0.0/16
+  lbproxy run --manifests demo/manifests --node-name node --dataplane ebpf`,
 	}, nil, func(cmd *cobra.Command, cfg config.Config, loader *config.Loader) error {
 		log, level := newLogger(a.stderr, cfg)
 		for _, name := range loader.Unknown() {

@@ -26,6 +26,7 @@ const (
 	fromFlag    = "flag"
 	fromDefault = "default"
 	configFlag  = "config" // the one that cannot be in the file
+	checkFlag   = "health-check"
 )
 
 // Error is a value that cannot be used. Errors of one load are joined.
@@ -52,6 +53,7 @@ type Loader struct {
 	config  Config
 	path    string // --config
 	flags   *pflag.FlagSet
+	section string            // of the fields that are registered now
 	sources map[string]string // by flag name
 	unknown []string
 	idle    []string // fields of kube-proxy's file that have no effect
@@ -59,15 +61,16 @@ type Loader struct {
 	foreignMode string // of kube-proxy, which Dataplane was given as; empty: none
 }
 
-// New returns a Loader with the defaults. checkAlgorithm returns an error for an
-// algorithm's name that is not known; nil knows all.
-func New(checkAlgorithm func(string) error) *Loader {
+// New returns a Loader with the defaults. algorithms are the names of those that there are;
+// none: any name is taken.
+func New(algorithms ...string) *Loader {
 	l := &Loader{
 		config:  Default(),
 		flags:   pflag.NewFlagSet("lbproxy", pflag.ContinueOnError),
 		sources: map[string]string{},
 	}
-	l.register(checkAlgorithm)
+	l.flags.SortFlags = false
+	l.register(algorithms)
 	return l
 }
 
@@ -126,7 +129,7 @@ func (l *Loader) combinations() (errs []error) {
 		}
 	}
 	if c.Health.Probe.Kind == lb.ProbeExec {
-		const check = "health-check"
+		const check = checkFlag
 		for _, needs := range [][2]string{{"health-check-script", c.Health.Probe.Script}, {"health-script-dir", c.Scripts.Dir}} {
 			if needs[1] == "" {
 				errs = append(errs, &Error{Field: check, Source: l.origin(check), Err: fmt.Errorf("exec needs %s", needs[0])})
@@ -151,7 +154,7 @@ func (l *Loader) ForeignMode() string { return l.foreignMode }
 // Fields returns every field by its name in the file, as JSON has it.
 func (l *Loader) Fields() map[string]any {
 	fields := map[string]any{}
-	l.flags.VisitAll(func(f *pflag.Flag) { fields[fieldName(f.Name)] = f.Value.(plain).plain() })
+	l.flags.VisitAll(func(f *pflag.Flag) { fields[fieldName(f.Name)] = f.Value.(described).plain() })
 	return fields
 }
 
@@ -207,9 +210,7 @@ func (l *Loader) take(cs []candidate) (errs []error) {
 }
 
 func (l *Loader) fromEnvironment(environ []string) []error {
-	known := l.names(func(flag string) string {
-		return EnvPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
-	})
+	known := l.names(variable)
 	var cs []candidate
 	for _, kv := range slices.Sorted(slices.Values(environ)) {
 		name, value, _ := strings.Cut(kv, "=")
