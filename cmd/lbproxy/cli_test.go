@@ -195,3 +195,93 @@ contexts: [{name: x, context: {cluster: c, user: u}}], current-context: x}`), 0o
 		}
 	}
 }
+
+// TestManual: what would be taken for a request is not, and what is no verb for people has
+// no page.
+func TestManual(t *testing.T) {
+	cmd := &cobra.Command{
+		Use: "x", Short: "Do - it", Long: "First\n.SH of all\n\n'tis it:\n  0  good\n  1  bad", Example: "  x -n a\\b",
+		Run: func(*cobra.Command, []string) {},
+	}
+	cmd.Flags().Bool("all", false, "everything")
+	cmd.Flags().StringP("name", "n", "joe", "who")
+	want := `.TH "X" 8 "" lbproxy "lbproxy manual"
+.SH NAME
+x \- Do \- it
+.SH SYNOPSIS
+\fBx [flags]\fR
+.SH DESCRIPTION
+First
+\&.SH of all
+.PP
+\&'tis it:
+.nf
+0  good
+1  bad
+.fi
+.SH OPTIONS
+.TP
+\fB\-\-all\fR
+everything
+.TP
+\fB\-n, \-\-name string\fR
+who (default joe)
+.SH EXIT STATUS
+.nf
+` + exitStatus + `
+.fi
+.SH EXAMPLES
+.nf
+x \-n a\eb
+.fi
+`
+	if got := manPage(cmd); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	dir := t.TempDir()
+	for _, stale := range []string{"lbproxy-sing.8"} {
+		if err := os.WriteFile(dir+"/"+stale, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, _, _ := fakeApp(kernel{})
+	if err := writeManual(a.root(), dir); err != nil {
+		t.Fatal(err)
+	}
+	for page, want := range map[string]bool{"lbproxy": true, "lbproxy-run": true, "lbproxy-get-health": true, "lbproxy-document": false, "lbproxy-completion": false, "lbproxy-sing": false} {
+		if _, err := os.Stat(dir + "/" + page + ".8"); (err == nil) != want {
+			t.Errorf("%s.8: %v, want it there: %t", page, err, want)
+		}
+	}
+}
+
+// TestKubeProxysCommandLine: run and check take it; what has no effect is named.
+func TestKubeProxysCommandLine(t *testing.T) {
+	a, _, stderr := fakeApp(exampleKernel())
+	to := t.TempDir() + "/config.yaml"
+	args := "run --proxy-mode=nftables --cluster-cidr=10.0.0.0/8 -v=4 --ipvs-scheduler=rr --feature-gates=X=true --hostname-override=worker --write-config-to=" + to
+	if code := a.execute(strings.Fields(args)); code != exitOK {
+		t.Fatalf("code %d, stderr %q", code, stderr)
+	}
+	const want = `apiVersion: lbproxy.io/v1alpha1
+clusterCIDR:
+- 10.0.0.0/8
+kind: ProxyConfiguration
+logLevel: debug
+nodeName: worker
+`
+	if got, err := os.ReadFile(to); err != nil || string(got) != want {
+		t.Errorf("got %s, %v\nwant %s", got, err, want)
+	}
+	a, _, stderr = fakeApp(exampleKernel())
+	a.execute(strings.Fields("run --init-only --proxy-mode=nftables --ipvs-scheduler=rr"))
+	for _, want := range []string{`flag=--ipvs-scheduler because="there are no rules of IPVS"`, "auto is used\" mode=nftables"} {
+		if !strings.Contains(stderr.String(), want) {
+			t.Errorf("stderr %q lacks %q", stderr, want)
+		}
+	}
+	a, _, stderr = fakeApp(exampleKernel())
+	if code := a.execute(strings.Fields("get services --ipvs-scheduler=rr")); code != exitUsage {
+		t.Errorf("get: code %d, stderr %q, want it refused", code, stderr)
+	}
+}

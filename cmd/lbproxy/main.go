@@ -127,7 +127,7 @@ func oneLine(err error) string {
 // the configuration is made by app.verb, which reads it, and prints lists by output.
 func (a *app) verbs() []*cobra.Command {
 	return []*cobra.Command{
-		a.runVerb(), a.checkVerb(), a.getVerb(), a.explainVerb(), a.cleanupVerb(), a.versionVerb(),
+		a.runVerb(), a.checkVerb(), a.getVerb(), a.explainVerb(), a.cleanupVerb(), a.versionVerb(), a.documentVerb(),
 	}
 }
 
@@ -176,6 +176,9 @@ func flagError(err error) error {
 func (a *app) verb(cmd *cobra.Command, flags []string, do func(*cobra.Command, config.Config, *config.Loader) error) *cobra.Command {
 	loader := config.New(algo.Names()...)
 	loader.Flags(cmd.Flags(), flags...)
+	if len(flags) == 0 {
+		loader.KubeProxyFlags(cmd.Flags())
+	}
 	for _, f := range loader.Table() {
 		if len(f.Values) > 0 && cmd.Flags().Lookup(f.Flag) != nil {
 			complete(cmd, f.Flag, f.Values)

@@ -29,6 +29,7 @@ import (
 
 func (a *app) runVerb() *cobra.Command {
 	var initOnly bool
+	var writeTo string
 	cmd := a.verb(&cobra.Command{
 		Use:   "run",
 		Short: "Serve the cluster's Services on this node",
@@ -39,16 +40,11 @@ backends known last. "lbproxy cleanup" removes it.`,
   lbproxy run --kubeconfig /etc/lbproxy/kubeconfig --cluster-cidr 10.244.0.0/16
   lbproxy run --manifests demo/manifests --node-name node --dataplane ebpf`,
 	}, nil, func(cmd *cobra.Command, cfg config.Config, loader *config.Loader) error {
+		if writeTo != "" {
+			return writeConfig(loader, writeTo)
+		}
 		log, level := newLogger(a.stderr, cfg)
-		for _, name := range loader.Unknown() {
-			log.Warn("variable of the environment names no field", "variable", name)
-		}
-		if idle := loader.Idle(); len(idle) > 0 {
-			log.Warn("fields of kube-proxy's configuration have no effect", "fields", idle)
-		}
-		if mode := loader.ForeignMode(); mode != "" {
-			log.Warn("a mode of kube-proxy that lbproxy has not; auto is used", "mode", mode)
-		}
+		warnOf(loader, log)
 		if initOnly {
 			a.prepareNode(cfg, log)
 			log.Info("the node is prepared; as init-only says, nothing is served")
@@ -63,7 +59,33 @@ backends known last. "lbproxy cleanup" removes it.`,
 		return a.serve(ctx, cfg, loader, log, level)
 	})
 	cmd.Flags().BoolVar(&initOnly, "init-only", false, "set the node's sysctls as kube-proxy does, and exit")
+	cmd.Flags().StringVar(&writeTo, "write-config-to", "", "write the configuration to this file, as a ProxyConfiguration, and exit")
 	return cmd
+}
+
+// warnOf tells what was given and has no effect.
+func warnOf(loader *config.Loader, log *slog.Logger) {
+	for _, name := range loader.Unknown() {
+		log.Warn("variable of the environment names no field", "variable", name)
+	}
+	if idle := loader.Idle(); len(idle) > 0 {
+		log.Warn("fields of kube-proxy's configuration have no effect", "fields", idle)
+	}
+	for _, flag := range loader.IdleFlags() {
+		log.Warn("a flag of kube-proxy has no effect", "flag", flag[0], "because", flag[1])
+	}
+	if mode := loader.ForeignMode(); mode != "" {
+		log.Warn("a mode of kube-proxy that lbproxy has not; auto is used", "mode", mode)
+	}
+}
+
+// writeConfig writes what was read from everywhere into one file.
+func writeConfig(loader *config.Loader, path string) error {
+	text, err := loader.File()
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	return os.WriteFile(path, text, 0o644)
 }
 
 // serve runs the agent until ctx ends.

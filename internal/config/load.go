@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,6 +59,10 @@ type Loader struct {
 	unknown []string
 	idle    []string // fields of kube-proxy's file that have no effect
 
+	foreign     []*pflag.Flag // flags of kube-proxy that are none here
+	idleFlags   []theirs      // those that have no effect
+	bindAddress candidate     // of kube-proxy, which says at which family servers listen
+
 	foreignMode string // of kube-proxy, which Dataplane was given as; empty: none
 }
 
@@ -85,8 +90,10 @@ func (l *Loader) Flags(fs *pflag.FlagSet, names ...string) {
 	})
 }
 
-// Normalize turns an alias of a flag into the flag's name.
+// Normalize turns an alias of a flag into the flag's name. Underscores are dashes, as in
+// kube-proxy.
 func Normalize(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	name = strings.ReplaceAll(name, "_", "-")
 	return pflag.NormalizedName(cmp.Or(aliases[name], name))
 }
 
@@ -98,10 +105,11 @@ func (l *Loader) Load(environ []string) (Config, error) {
 			l.sources[f.Name] = fromFlag
 		}
 	})
-	errs := l.fromEnvironment(environ)
+	errs := append(l.fromKubeProxyFlags(), l.fromEnvironment(environ)...)
 	if l.path != "" {
 		errs = append(errs, l.fromFile()...)
 	}
+	errs = append(errs, l.bindByFamily()...)
 	return l.config, errors.Join(append(errs, l.combinations()...)...)
 }
 
@@ -146,6 +154,16 @@ func (l *Loader) Unknown() []string { return l.unknown }
 // Idle returns the fields of kube-proxy's file that say something and have no effect,
 // sorted.
 func (l *Loader) Idle() []string { return l.idle }
+
+// IdleFlags returns the flags of kube-proxy that were given and have no effect, with the
+// reason.
+func (l *Loader) IdleFlags() [][2]string {
+	var all [][2]string
+	for _, f := range l.idleFlags {
+		all = append(all, [2]string{"--" + f.name, f.why})
+	}
+	return all
+}
 
 // ForeignMode returns the mode of kube-proxy that was given for the dataplane and that
 // lbproxy has not, so that Auto is used in its place; or nothing.
@@ -245,10 +263,12 @@ func (l *Loader) fromFile() []error {
 	}
 	switch theirs, err := isKubeProxy(fields); {
 	case err != nil:
-		return []error{&Error{configFlag, l.path, err}}
+		return []error{&Error{fieldKind, l.path, err}}
 	case theirs:
 		return l.fromKubeProxy(fields)
 	}
+	delete(fields, fieldVersion)
+	delete(fields, fieldKind)
 	known := l.names(fieldName)
 	delete(known, fieldName(configFlag))
 	var cs []candidate
@@ -341,4 +361,16 @@ func fieldName(flag string) string {
 		parts[i] = part
 	}
 	return strings.Join(parts, "")
+}
+
+// File returns the configuration as a file that says everything that is no default.
+func (l *Loader) File() ([]byte, error) {
+	defaults := New().Fields()
+	fields := map[string]any{fieldVersion: Version, fieldKind: Kind}
+	for name, v := range l.Fields() {
+		if name != fieldName(configFlag) && !reflect.DeepEqual(v, defaults[name]) {
+			fields[name] = v
+		}
+	}
+	return yaml.Marshal(fields)
 }
