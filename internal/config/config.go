@@ -28,6 +28,13 @@ const (
 	Legacy = "legacy"
 )
 
+// What metrics of connections tell apart.
+const (
+	NodeDetail    = "node"
+	ServiceDetail = "service"
+	BackendDetail = "backend"
+)
+
 // The log formats.
 const (
 	Text = "text"
@@ -63,6 +70,10 @@ type Config struct {
 	MetricsBindAddress  netip.AddrPort // zero: no server
 	BindAddressHardFail bool
 	Profiling           bool // the metrics server shows profiles of the agent, and takes its verbosity
+	Web                 bool // and pages for people
+
+	MetricsDetail      string // NodeDetail, ServiceDetail or BackendDetail
+	MetricsMaxServices uint32 // Service ports with metrics of their own; 0: all
 
 	OOMScoreAdj int // of the agent, -1000 to 1000
 
@@ -146,6 +157,8 @@ func Default() Config {
 		NodeWeights:        true,
 		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:10256"),
 		MetricsBindAddress: netip.MustParseAddrPort("127.0.0.1:10249"),
+		MetricsDetail:      ServiceDetail,
+		MetricsMaxServices: 1000,
 		OOMScoreAdj:        -999,
 		LogFormat:          Text,
 		SyncPeriod:         30 * time.Second,
@@ -194,6 +207,9 @@ func (l *Loader) register(checkAlgorithm func(string) error) {
 	addBool(l, &c.BindAddressHardFail, "bind-address-hard-fail", "exit when one of these addresses cannot be bound, instead of trying again")
 
 	addBool(l, &c.Profiling, "profiling", "serve /debug/pprof, and PUT /debug/flags/v for the verbosity of the log, at metrics-bind-address")
+	addBool(l, &c.Web, "web", "serve pages for people at metrics-bind-address, below /web/: Services, backends and how they fare; they change nothing")
+	add(l, &c.MetricsDetail, "metrics-detail", "name", "what metrics of connections tell apart: node, service, or backend, which is as many as there are backends", oneOf(NodeDetail, ServiceDetail, BackendDetail), format)
+	add(l, &c.MetricsMaxServices, "metrics-max-services", "n", "Service ports, per IP family, that have metrics of their own; 0: all", anyCount, format)
 	add(l, &c.OOMScoreAdj, "oom-score-adj", "n", "how readily the kernel ends the agent when memory is short, from -1000 to 1000", oomScoreAdj, format)
 
 	add(l, &c.LogLevel, "log-level", "level", "debug, info, warn or error", logLevel, formatLevel)
