@@ -172,6 +172,8 @@ func (a *app) newNode(
 		Changes:      func() server.Changes { return countChanges(src.store.Tallies()) },
 		Approximated: approx.count,
 		Health:       n.healthNumbers,
+		Detail:       cfg.MetricsDetail,
+		MaxServices:  int(cfg.MetricsMaxServices),
 	})
 	countRequests(metrics)
 	checks := server.ServiceHealthOptions{

@@ -101,6 +101,7 @@ type Dataplane struct {
 	ripe       map[uint32]bool   // backends that left before the grace period under way
 	swept      sweepResult
 	recounted  recount
+	past       counts  // of all backends that were freed, see begin
 	complete   bool    // a full Sync was made
 	translated [2]bool // netfilter translates connections to frontends of IPv4, IPv6
 	unsure     [2]bool // that it does not, until complete
