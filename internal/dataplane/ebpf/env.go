@@ -41,6 +41,18 @@ func requireFilesystems(o Options) error {
 	return nil
 }
 
+// MountBPFFS mounts a bpffs at dir, which exists, unless there is one. It tells whether it
+// did. It needs CAP_SYS_ADMIN.
+func MountBPFFS(dir string) (mounted bool, err error) {
+	if requireFS(dir, unix.BPF_FS_MAGIC) == nil {
+		return false, nil
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return false, fmt.Errorf("mount a bpffs at %s: %w", dir, err)
+	}
+	return true, nil
+}
+
 func requireFS(dir string, magic int64) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
