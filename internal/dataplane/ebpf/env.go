@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lbproxy/lbproxy/internal/privilege"
 )
 
 // cgroupMount finds the cgroup v2 mount in a mount table. Hybrid systems have it
@@ -31,6 +33,20 @@ func cgroupMount(mounts string) (string, error) {
 }
 
 // requireFilesystems checks that the directories are what they should be.
+// privileges are the capabilities that the dataplane cannot do without: to load programs and
+// to read and write kernel memory in place, to attach them, and to open what is pinned or
+// attached by its number and enter pods' network namespaces. CAP_SYS_PTRACE finds those of
+// pods, and only that fails without it.
+var privileges = []privilege.Capability{privilege.BPF, privilege.NetAdmin, privilege.Perfmon, privilege.SysAdmin}
+
+// requirePrivileges returns an error that says what this process lacks.
+func requirePrivileges() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("the eBPF dataplane needs root (%s)", privilege.Names(privileges))
+	}
+	return privilege.Require("the eBPF dataplane", privileges...)
+}
+
 func requireFilesystems(o Options) error {
 	if err := requireFS(o.CgroupRoot, unix.CGROUP2_SUPER_MAGIC); err != nil {
 		return fmt.Errorf("cgroup root %s is not in a cgroup v2 mount: %w", o.CgroupRoot, err)
