@@ -21,7 +21,12 @@ import (
 func TestInitOnly(t *testing.T) {
 	var scores []int
 	var tracked []uint32
+	var mounted []string
 	k := kernel{
+		mountBPFFS: func(dir string) (bool, error) {
+			mounted = append(mounted, dir)
+			return true, nil
+		},
 		setOOMScore: func(n int) error {
 			scores = append(scores, n)
 			return errors.New("not permitted")
@@ -32,10 +37,13 @@ func TestInitOnly(t *testing.T) {
 	if code := a.execute([]string{"run", "--init-only", "--manifests=" + t.TempDir(), "--oom-score-adj=-5"}); code != exitOK {
 		t.Errorf("code %d: %s", code, stderr)
 	}
+	if len(mounted) != 1 || mounted[0] != config.Default().BPFFS {
+		t.Errorf("mounted %v, want %s once", mounted, config.Default().BPFFS)
+	}
 	if len(scores) != 1 || scores[0] != -5 || len(tracked) != 1 || tracked[0] != 32<<10 {
 		t.Errorf("scores %v, conntrack %v; want -5 and 32768 once", scores, tracked)
 	}
-	for _, want := range []string{"not permitted", "oom-score-adj=-5", "nothing is served"} {
+	for _, want := range []string{"not permitted", "oom-score-adj=-5", "mounted a bpffs", "nothing is served"} {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, stderr)
 		}

@@ -47,6 +47,7 @@ backends known last. "lbproxy cleanup" removes it.`,
 		warnOf(loader, log)
 		if initOnly {
 			a.prepareNode(cfg, log)
+			a.mountBPFFS(cfg, log)
 			log.Info("the node is prepared; as init-only says, nothing is served")
 			return nil
 		}
@@ -58,7 +59,7 @@ backends known last. "lbproxy cleanup" removes it.`,
 		context.AfterFunc(ctx, stop) // a second signal ends the process at once
 		return a.serve(ctx, cfg, loader, log, level)
 	})
-	cmd.Flags().BoolVar(&initOnly, "init-only", false, "set the node's sysctls as kube-proxy does, and exit")
+	cmd.Flags().BoolVar(&initOnly, "init-only", false, "mount the bpffs if there is none, set the node's sysctls as kube-proxy does, and exit")
 	cmd.Flags().StringVar(&writeTo, "write-config-to", "", "write the configuration to this file, as a ProxyConfiguration, and exit")
 	return cmd
 }
@@ -172,6 +173,8 @@ func (a *app) newNode(
 		Changes:      func() server.Changes { return countChanges(src.store.Tallies()) },
 		Approximated: approx.count,
 		Health:       n.healthNumbers,
+		Detail:       cfg.MetricsDetail,
+		MaxServices:  int(cfg.MetricsMaxServices),
 	})
 	countRequests(metrics)
 	checks := server.ServiceHealthOptions{

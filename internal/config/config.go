@@ -28,6 +28,13 @@ const (
 	Legacy = "legacy"
 )
 
+// What metrics of connections tell apart.
+const (
+	NodeDetail    = "node"
+	ServiceDetail = "service"
+	BackendDetail = "backend"
+)
+
 // The log formats.
 const (
 	Text = "text"
@@ -64,6 +71,10 @@ type Config struct {
 	MetricsBindAddress  netip.AddrPort // zero: no server
 	BindAddressHardFail bool
 	Profiling           bool // the metrics server shows profiles of the agent, and takes its verbosity
+	Web                 bool // and pages for people
+
+	MetricsDetail      string // NodeDetail, ServiceDetail or BackendDetail
+	MetricsMaxServices uint32 // Service ports with metrics of their own; 0: all
 
 	OOMScoreAdj int // of the agent, -1000 to 1000
 
@@ -147,6 +158,8 @@ func Default() Config {
 		NodeWeights:        true,
 		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:10256"),
 		MetricsBindAddress: netip.MustParseAddrPort("127.0.0.1:10249"),
+		MetricsDetail:      ServiceDetail,
+		MetricsMaxServices: 1000,
 		OOMScoreAdj:        -999,
 		LogFormat:          Text,
 		SyncPeriod:         30 * time.Second,

@@ -96,6 +96,9 @@ healthzBindAddress: ":20256"
 metricsBindAddress: "::1"
 bindAddressHardFail: yes
 profiling: true
+web: true
+metricsDetail: backend
+metricsMaxServices: 50
 oomScoreAdj: -500
 logLevel: debug
 logFormat: json
@@ -161,6 +164,7 @@ func TestEveryFieldFromTheFile(t *testing.T) {
 			netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
 		}},
 		MasqueradeAll: true, BindAddressHardFail: true, Profiling: true, OOMScoreAdj: -500,
+		Web: true, MetricsDetail: BackendDetail, MetricsMaxServices: 50,
 		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:20256"),
 		MetricsBindAddress: netip.MustParseAddrPort("[::1]:10249"),
 		LogLevel:           slog.LevelDebug, LogFormat: "json",

@@ -145,9 +145,19 @@ type MapUsage struct {
 	Max  uint64
 }
 
+// Counts are connections and UDP flows since the agent started, also those of backends
+// that have been removed: they never fall.
+type Counts struct {
+	Opened uint64
+	Closed uint64
+	Failed uint64
+}
+
 // Stats is what a dataplane has counted.
 type Stats struct {
 	Backends []BackendStats
+	Services map[lb.ServiceName]Counts // nil: the dataplane does not count
+	Total    Counts                    // also of Services that have been removed
 	Maps     []MapUsage
 	Drops    map[string]uint64 // packets and calls not served, by reason
 

@@ -44,7 +44,7 @@ func MetricsHandler(p Pages) http.Handler {
 	}))
 	slis := newSLIs(p.Started)
 	m.handle("/healthz", slis.ping(text("ok")))
-	m.handle("/metrics/slis", slis)
+	m.handle(pageSLIs, slis)
 	m.handle("GET /proxyMode", text(p.Mode))
 	m.handle("GET /configz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, p.Configz())

@@ -23,6 +23,7 @@ import (
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
+	"github.com/lbproxy/lbproxy/internal/privilege"
 )
 
 const defaultBPFFS = "/sys/fs/bpf"
@@ -102,6 +103,7 @@ type Dataplane struct {
 	ripe       map[uint32]bool   // backends that left before the grace period under way
 	swept      sweepResult
 	recounted  recount
+	past       counts  // of all backends that were freed, see begin
 	complete   bool    // a full Sync was made
 	translated [2]bool // netfilter translates connections to frontends of IPv4, IPv6
 	unsure     [2]bool // that it does not, until complete
@@ -114,12 +116,15 @@ type Dataplane struct {
 // namespace among others. Nothing that was served before is interrupted.
 // It returns an error that wraps ErrRunning if another process has it open.
 func Open(opts Options) (*Dataplane, error) {
-	if os.Geteuid() != 0 {
-		return nil, errors.New("the eBPF dataplane needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")
+	if err := requirePrivileges(); err != nil {
+		return nil, err
 	}
 	opts, err := opts.orDefault()
 	if err != nil {
 		return nil, err
+	}
+	if missing, err := privilege.Missing(privilege.SysPtrace); err == nil && len(missing) > 0 {
+		opts.Log.Warn(withoutPtrace)
 	}
 	d, err := openState(opts)
 	if err != nil {

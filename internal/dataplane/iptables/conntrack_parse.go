@@ -17,6 +17,7 @@ import (
 type entry struct {
 	flow
 	status uint32
+	mark   uint32
 	reply  []byte // the addresses that the backend uses
 	ident  []byte
 	zone   []byte // nil: the default one
@@ -57,6 +58,8 @@ func (e *entry) parse(msg []byte) bool {
 			reply, e.reply = parseTuple(value), b[:min(align4(size), len(b))]
 		case nl.CTA_STATUS:
 			e.status = bigEndian32(value)
+		case nl.CTA_MARK:
+			e.mark = bigEndian32(value)
 		case nl.CTA_PROTOINFO:
 			e.state = parseState(value)
 		case nl.CTA_ID:

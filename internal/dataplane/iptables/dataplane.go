@@ -135,6 +135,9 @@ func Open(opts Options) (_ *Dataplane, err error) {
 			err = errors.Join(err, d.Close())
 		}
 	}()
+	if err = requirePrivileges(); err != nil {
+		return nil, err
+	}
 	if d.lock, err = lockFile(opts.LockFile); err != nil {
 		return nil, err
 	}
