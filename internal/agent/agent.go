@@ -116,6 +116,13 @@ func New(o Options) (*Agent, error) {
 	return a, nil
 }
 
+// Defaults returns what Services do that do not say it.
+func (a *Agent) Defaults() Defaults {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.defaults
+}
+
 // SetDefaultAlgorithm changes the algorithm of Services that name none, and
 // compiles those anew.
 func (a *Agent) SetDefaultAlgorithm(name string) error {

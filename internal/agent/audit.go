@@ -31,6 +31,13 @@ type auditor struct {
 	broken string // the last failure that was logged
 }
 
+// AuditPeriod returns how long a comparison of everything with the kernel takes.
+func (a *Agent) AuditPeriod() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.auditPeriod
+}
+
 // SetAuditPeriod changes how long a comparison of everything with the kernel takes; 0:
 // there is none.
 func (a *Agent) SetAuditPeriod(d time.Duration) {

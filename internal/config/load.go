@@ -53,8 +53,9 @@ func (e *Error) Unwrap() error { return e.Err }
 type Loader struct {
 	algorithms []string
 	config     Config
-	path       string // --config
-	hash       string // of the file's content
+	path       string      // --config
+	hash       string      // of the file's content
+	seen       os.FileInfo // the file before it was read; nil: it was not there
 	flags      *pflag.FlagSet
 	section    string            // of the fields that are registered now
 	sources    map[string]string // by flag name
@@ -255,6 +256,7 @@ func serviceLink(name string) bool {
 }
 
 func (l *Loader) fromFile() []error {
+	l.seen = stat(l.path)
 	content, err := os.ReadFile(l.path)
 	if err != nil {
 		return []error{&Error{configFlag, l.origin(configFlag), err}}

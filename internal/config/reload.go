@@ -90,15 +90,15 @@ func hashOf(content []byte) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// Watch calls changed when the file at path, or another one to which a link leads from
-// there, is another one than before, until ctx is done. It looks once in every period, and
+// Watch calls changed when the file that l has read, or another one to which a link leads
+// from its path, is another one than then, and whenever it changes again, until ctx is done. It looks once in every period, and
 // waits until the file is the same twice: one that is being written is not read by half.
 // A look is one system call, which works on every file system, also through the links by
 // which ConfigMaps are mounted.
-func Watch(ctx context.Context, path string, every time.Duration, changed func()) {
+func (l *Loader) Watch(ctx context.Context, every time.Duration, changed func()) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	read := stat(path)
+	read := l.seen
 	last := read
 	for {
 		select {
@@ -106,7 +106,7 @@ func Watch(ctx context.Context, path string, every time.Duration, changed func()
 			return
 		case <-tick.C:
 		}
-		now := stat(path)
+		now := stat(l.path)
 		if sameFile(now, last) && !sameFile(now, read) {
 			read = now
 			changed()

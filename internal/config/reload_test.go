@@ -135,12 +135,15 @@ func TestWatch(t *testing.T) {
 		put("a", "1")
 		put("b", "22")
 		link("a")
+		l := New()
+		l.path = filepath.Join(dir, "..data")
+		l.seen = stat(l.path)
 		ctx, cancel := context.WithCancel(t.Context())
 		calls := 0
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			Watch(ctx, filepath.Join(dir, "..data"), time.Second, func() { calls++ })
+			l.Watch(ctx, time.Second, func() { calls++ })
 		}()
 		step := func(what string, want int) {
 			t.Helper()
@@ -168,5 +171,12 @@ func TestWatch(t *testing.T) {
 		step("gone", 3)
 		cancel()
 		<-done
+		put("b", "5")
+		l.seen = nil // a change before anybody looks
+		ctx, cancel = context.WithCancel(t.Context())
+		defer cancel()
+		go l.Watch(ctx, time.Second, func() { calls++ })
+		step("before: once seen", 3)
+		step("before: twice", 4)
 	})
 }

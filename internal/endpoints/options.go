@@ -13,6 +13,11 @@ type Settings struct {
 	IgnoreNodeWeights bool
 }
 
+// Settings returns those of o.
+func (o Options) Settings() Settings {
+	return Settings{o.MasqueradeAll, o.DenyExternalIPs, o.DefaultAlgorithm, o.DefaultHealth, o.IgnoreNodeWeights}
+}
+
 // with returns o with other settings.
 func (o Options) with(set Settings) Options {
 	o.MasqueradeAll, o.DenyExternalIPs, o.IgnoreNodeWeights = set.MasqueradeAll, set.DenyExternalIPs, set.IgnoreNodeWeights
@@ -22,6 +27,9 @@ func (o Options) with(set Settings) Options {
 
 // options returns the present options. They do not change.
 func (s *Store) options() *Options { return s.current.Load() }
+
+// Settings returns those that are in force.
+func (s *Store) Settings() Settings { return s.options().Settings() }
 
 // SetSettings changes what objects mean. What has no effect on connections is noted at
 // once; where objects must be read again for it, as they are not kept, RunKubernetes and

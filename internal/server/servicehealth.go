@@ -138,6 +138,13 @@ func (h *ServiceHealth) leave(obj lb.Object, port uint16) {
 	}
 }
 
+// Addrs returns where ports are.
+func (h *ServiceHealth) Addrs() lb.NodePortAddresses {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.at
+}
+
 // SetAddrs says where ports are from now on.
 func (h *ServiceHealth) SetAddrs(at lb.NodePortAddresses) {
 	h.mu.Lock()
