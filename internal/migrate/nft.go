@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
@@ -62,9 +63,13 @@ func (r *Rules) addMap(f lb.Family, name string, elems []any) {
 			fe := r.at(key)
 			fe.chain, fe.service = chainKey(f, target), nftService(target)
 		case "no-endpoint-services", "no-endpoint-nodeports":
-			r.at(key).refusal = refusalOf(nftRefusal(verdict, target))
+			fe := r.at(key)
+			fe.refusal = refusalOf(nftRefusal(verdict, target))
+			if fe.service == "" {
+				elem, _ := pair[0].(object)
+				fe.service = str(field(elem, "elem")["comment"])
+			}
 		case "firewall-ips":
-			r.at(key).ranges = []netip.Prefix{} // filled when the chain is known
 			r.chains[firewallOf(key)] = []rule{{do: actChain, chains: []string{chainKey(f, target)}}}
 		}
 	}
@@ -175,12 +180,15 @@ func (u *rule) addExpr(f lb.Family, kind string, v object, timeouts map[string]i
 	}
 }
 
+// typeLocal is the kernel's number for addresses of the node: RTN_LOCAL.
+const typeLocal = 2
+
 // addMatch adds a condition.
 func (u *rule) addMatch(v object) {
 	left := field(v, "left")
 	switch {
 	case field(left, "fib") != nil:
-		u.local = str(v["right"]) == "local"
+		u.local = str(v["right"]) == "local" || num(v["right"]) == typeLocal
 	case str(field(left, "payload")["field"]) == "saddr":
 		if strings.HasPrefix(str(v["right"]), "@affinity") {
 			u.remembered = true
@@ -229,8 +237,8 @@ func nftBackends(v object) (bs []netip.AddrPort) {
 	return bs
 }
 
-// finishNFT adds to each cluster IP what the rules for all of them say, and to each load
-// balancer its ranges.
+// finishNFT puts before the chain of each cluster IP what the rules for all of them say,
+// and before that of each load balancer its firewall.
 func (r *Rules) finishNFT(f lb.Family) {
 	var masks []rule
 	for _, u := range r.chains[chainKey(f, servicesChain)] {
@@ -240,23 +248,24 @@ func (r *Rules) finishNFT(f lb.Family) {
 	}
 	prefix := chainKey(f, "service-")
 	for key, fe := range r.frontends {
-		if lb.FamilyOf(key.Addr.Addr()) != f {
+		if lb.FamilyOf(key.Addr.Addr()) != f || fe.chain == "" {
 			continue
 		}
-		if strings.HasPrefix(fe.chain, prefix) && len(masks) > 0 {
-			name := "cluster IP " + key.String()
-			r.chains[name] = append(append([]rule{}, masks...), rule{do: actChain, chains: []string{fe.chain}})
-			fe.chain = name
-		}
-		if fe.ranges == nil {
-			continue
-		}
-		for _, first := range r.chains[firewallOf(key)] {
+		before := slices.Clone(r.chains[firewallOf(key)])
+		for _, first := range before {
 			for _, u := range r.chains[first.chains[0]] {
 				if u.do == actDrop && u.not {
 					fe.ranges = append(fe.ranges, u.src...)
 				}
 			}
+		}
+		if strings.HasPrefix(fe.chain, prefix) {
+			before = append(before, masks...)
+		}
+		if len(before) > 0 {
+			name := "before " + key.String()
+			r.chains[name] = append(before, rule{do: actChain, chains: []string{fe.chain}})
+			fe.chain = name
 		}
 	}
 }
