@@ -47,7 +47,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 func run(args []string, stdout, stderr io.Writer) int {
 	a := &app{
 		stdout: stdout, stderr: stderr, environ: os.Environ(), kernel: realKernel(),
-		ask: server.AskHealth, askResting: server.AskResting, now: time.Now, terminal: isTerminal,
+		ask: server.AskHealth, askResting: server.AskResting, askConfig: server.AskConfig, now: time.Now, terminal: isTerminal,
 	}
 	return a.execute(args)
 }
@@ -59,6 +59,7 @@ type app struct {
 	kernel         kernel
 	ask            asker
 	askResting     func(ctx context.Context, dir string) ([]server.Resting, error) // errors as ask's
+	askConfig      func(ctx context.Context, dir string) (server.Config, error)    // errors as ask's
 	now            func() time.Time
 	terminal       func(io.Writer) bool                     // a person reads what is written there
 	newProber      func(health.ProberOptions) health.Prober // nil: health.NewProber

@@ -105,6 +105,7 @@ func fakeApp(k kernel) (a *app, stdout, stderr *bytes.Buffer) {
 	stdout, stderr = &bytes.Buffer{}, &bytes.Buffer{}
 	a = &app{stdout: stdout, stderr: stderr, kernel: k, now: func() time.Time { return exampleTime }}
 	a.terminal = func(io.Writer) bool { return false }
+	a.askConfig = func(context.Context, string) (server.Config, error) { return exampleConfig(), nil }
 	a.ask = func(context.Context, string) ([]server.Verdict, error) { return exampleVerdicts(), nil }
 	a.askResting = func(context.Context, string) ([]server.Resting, error) { return nil, nil }
 	return a, stdout, stderr
@@ -149,6 +150,8 @@ func TestOutput(t *testing.T) {
 		{"health.txt", "get health"},
 		{"health.json", "get health -o json"},
 		{"health.yaml", "get health -o yaml -n shop"},
+		{"config.txt", "get config"},
+		{"config.json", "get config --given -o json"},
 		{"none.json", "get backends -n nothing -o json"},
 		{"explain.txt", "explain --from 10.244.1.5 --to 10.96.1.1:80"},
 		{"explain.json", "explain --from 10.244.1.5 --to 10.96.1.1:80/tcp -o json"},
@@ -243,7 +246,7 @@ func TestErrors(t *testing.T) {
 		want string // the start of the line on stderr
 	}{
 		{args: "sing", code: 2, want: `lbproxy: unknown command "sing" for "lbproxy"`},
-		{args: "get", code: 2, want: "lbproxy: get what: want services, backends, connections or health (see lbproxy get --help)"},
+		{args: "get", code: 2, want: "lbproxy: get what: want services, backends, connections, health or config (see lbproxy get --help)"},
 		{args: "get bogus", code: 2, want: `lbproxy: unknown command "bogus" for "lbproxy get"`},
 		{args: "get services extra", code: 2, want: `lbproxy: unknown command "extra"`},
 		{args: "get services -o xml", code: 2, want: `lbproxy: output (from --output): "xml": want table, json or yaml (see lbproxy get services --help)`},

@@ -19,18 +19,18 @@ var getFlags = []string{"config", "bpffs", "state-dir"}
 
 func (a *app) getVerb() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "get services|backends|connections|health",
-		Short: "Show what is in this node's kernel, whether an agent runs or not, and what the agent thinks of backends",
+		Use:   "get services|backends|connections|health|config",
+		Short: "Show what is in this node's kernel, whether an agent runs or not, and what the agent thinks of backends and is configured to do",
 		Example: `  lbproxy get services
   lbproxy get backends -n shop -o json
   lbproxy get connections --limit 0
   lbproxy get health`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("get what: want services, backends, connections or health")}
+			return usageError{errors.New("get what: want services, backends, connections, health or config")}
 		},
 	}
-	cmd.AddCommand(a.getServices(), a.getBackends(), a.getConnections(), a.getHealth())
+	cmd.AddCommand(a.getServices(), a.getBackends(), a.getConnections(), a.getHealth(), a.getConfig())
 	return cmd
 }
 

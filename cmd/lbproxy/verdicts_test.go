@@ -146,7 +146,7 @@ func TestRunAnswersAtTheControlSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := (&app{}).newNode(cfg, nil, own, src, &fullPlane{}, choice{dataplane: config.EBPF}, newApproximations(log), log, nil)
+	n, err := (&app{}).newNode(newConfigured(cfg, config.New(), nil, log), own, src, &fullPlane{}, choice{dataplane: config.EBPF}, newApproximations(log), log, &verbosity{})
 	if err != nil || n.control == nil || n.control.Dir != dir {
 		t.Fatalf("control %+v, %v, want one in %s", n.control, err, dir)
 	}

@@ -51,13 +51,16 @@ func (e *Error) Unwrap() error { return e.Err }
 // Loader reads one Config. Its flags are parsed by whoever has the command line,
 // before Load.
 type Loader struct {
-	config  Config
-	path    string // --config
-	flags   *pflag.FlagSet
-	section string            // of the fields that are registered now
-	sources map[string]string // by flag name
-	unknown []string
-	idle    []string // fields of kube-proxy's file that have no effect
+	algorithms []string
+	config     Config
+	path       string      // --config
+	hash       string      // of the file's content
+	seen       os.FileInfo // the file before it was read; nil: it was not there
+	flags      *pflag.FlagSet
+	section    string            // of the fields that are registered now
+	sources    map[string]string // by flag name
+	unknown    []string
+	idle       []string // fields of kube-proxy's file that have no effect
 
 	foreign     []*pflag.Flag // flags of kube-proxy that are none here
 	idleFlags   []theirs      // those that have no effect
@@ -70,9 +73,10 @@ type Loader struct {
 // none: any name is taken.
 func New(algorithms ...string) *Loader {
 	l := &Loader{
-		config:  Default(),
-		flags:   pflag.NewFlagSet("lbproxy", pflag.ContinueOnError),
-		sources: map[string]string{},
+		algorithms: algorithms,
+		config:     Default(),
+		flags:      pflag.NewFlagSet("lbproxy", pflag.ContinueOnError),
+		sources:    map[string]string{},
 	}
 	l.flags.SortFlags = false
 	l.register(algorithms)
@@ -252,10 +256,12 @@ func serviceLink(name string) bool {
 }
 
 func (l *Loader) fromFile() []error {
+	l.seen = stat(l.path)
 	content, err := os.ReadFile(l.path)
 	if err != nil {
 		return []error{&Error{configFlag, l.origin(configFlag), err}}
 	}
+	l.hash = hashOf(content)
 	var fields map[string]any
 	if err := yaml.UnmarshalStrict(content, &fields, useNumber); err != nil {
 		err = fmt.Errorf("%s: %w", l.path, err)

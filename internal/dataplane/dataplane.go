@@ -177,6 +177,14 @@ type NodeSetter interface {
 	SetNode(lb.Node)
 }
 
+// AddressSetter is implemented by dataplanes that take over other addresses while they
+// run: the ranges of the cluster's pods, which count where callers are told by them, and
+// where NodePorts answer. SetAddresses may be called from any goroutine; what it tells is
+// used soon after.
+type AddressSetter interface {
+	SetAddresses(pods []netip.Prefix, nodePorts lb.NodePortAddresses)
+}
+
 // Auditor is implemented by dataplanes that can compare the kernel with what it
 // should have.
 type Auditor interface {
