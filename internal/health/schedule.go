@@ -37,6 +37,7 @@ type aimed struct {
 	busy     bool      // a probe is under way; then it is not in the queue
 	began    time.Time // of the last probe
 	place    int       // in the queue; -1: it is not there
+	done     func(Result)
 }
 
 // each returns the backends of t; some may leave it meanwhile.
