@@ -319,6 +319,12 @@ func (m *Monitor) port(name lb.ServiceName) *port {
 	return nil
 }
 
+// Defaults returns how Services are watched that do not say it.
+func (m *Monitor) Defaults() (d lb.Health) {
+	m.locked(func() { d = m.defaults })
+	return d
+}
+
 // SetDefaults changes how Services are watched that do not say it.
 func (m *Monitor) SetDefaults(d lb.Health) {
 	now := time.Now()
