@@ -16,7 +16,7 @@ import (
 
 // probeMemory is how much is allocated for a probe at most, whatever a backend answers:
 // docs/SECURITY.md.
-const probeMemory = 512 << 10
+const probeMemory = 2 << 20
 
 // TestProbesAreBounded: an answer without end ends with what a probe reads of it at most, or
 // with its timeout, and takes no more memory than that.
