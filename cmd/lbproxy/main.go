@@ -108,7 +108,7 @@ Flags have precedence over the environment, the environment over the file.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
 	root.SetGlobalNormalizationFunc(config.Normalize)
-	root.AddCommand(a.runVerb(), a.checkVerb(), a.getVerb(), a.explainVerb(), a.cleanupVerb(), a.versionVerb())
+	root.AddCommand(a.runVerb(), a.checkVerb(), a.getVerb(), a.explainVerb(), a.topVerb(), a.cleanupVerb(), a.versionVerb())
 	return root
 }
 
