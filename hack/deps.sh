@@ -34,6 +34,7 @@ for target in "$@"; do
 		need iptables iptables
 		need ip6tables-restore iptables
 		need nft nftables
+		need chromium chromium # looks at the web page
 		;;
 	test-kernel)
 		need qemu-system-x86_64 qemu-system-x86

@@ -170,9 +170,12 @@ func (a *app) newNode(
 	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
 	pages := n.pages(loader, log)
 	pages.Metrics, pages.SetVerbosity = metrics.Gatherer(), setVerbosity
+	if cfg.Web {
+		pages.Web = a.webData(n)
+	}
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, server.MetricsHandler(pages), log)
 	if cfg.StateDir != "" {
-		n.control = &server.Control{Dir: cfg.StateDir, Verdicts: n.tell, Resting: func() []server.Resting { return restingTold(n.monitor.Resting()) }, Log: log}
+		n.control = &server.Control{Dir: cfg.StateDir, Verdicts: n.tell, Resting: n.resting, Log: log}
 	}
 	own.tell(n.eligible.SetNode)
 	own.tell(n.checks.SetNode)
@@ -189,6 +192,7 @@ func (n *node) pages(loader *config.Loader, log *slog.Logger) server.Pages {
 		Configz:   func() any { return map[string]any{"lbproxy": loader.Fields(), "sources": loader.Sources()} },
 		Flags:     func() map[string]string { return loader.Flagz() },
 		Version:   version,
+		Node:      n.cfg.NodeName,
 		Started:   time.Now(),
 		Profiling: n.cfg.Profiling,
 		Log:       log,
