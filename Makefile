@@ -20,7 +20,7 @@ GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-root test-switch test-kernel test-cluster fuzz bench bench-control bench-failover \
+.PHONY: help build demo test test-unit test-monitoring test-root test-switch test-kernel test-cluster fuzz bench bench-control bench-failover \
 	generate generate-check lint fmt clean need-root
 
 help: ## list the targets
@@ -33,11 +33,14 @@ demo: need-root build ## a cluster of network namespaces, balanced by lbproxy (r
 	@hack/deps.sh $@
 	go run $(AS_ROOT) ./demo
 
-test: test-unit test-root test-kernel test-cluster ## every test
+test: test-unit test-monitoring test-root test-kernel test-cluster ## every test
 
 test-unit: ## tests that need no root, with the race detector
 	@hack/deps.sh $@
 	go test -race -short $(TESTFLAGS) ./...
+
+test-monitoring: ## dashboard, alerts and runbook, by Prometheus' own parser and engine
+	cd test/monitoring && go test $(TESTFLAGS) ./...
 
 test-root: need-root ## all tests, long ones too, on this kernel (build tag root)
 	@hack/deps.sh $@
