@@ -223,7 +223,7 @@ func backendItems(s named, known opinions) []backendItem {
 	return items
 }
 
-// lines returns what notes were written to, a line each.
-func lines(notes string) []string {
+// noteLines returns what notes were written to, a line each.
+func noteLines(notes string) []string {
 	return strings.FieldsFunc(notes, func(r rune) bool { return r == '\n' })
 }

@@ -49,7 +49,7 @@ SHARE is of the connections of the last minute.`,
 		look := looker(func(ctx context.Context) (census, []string, error) {
 			var notes strings.Builder
 			c, err := a.takeCensus(ctx, cfg, namespace, &notes)
-			return c, lines(notes.String()), err
+			return c, noteLines(notes.String()), err
 		})
 		screen := terminalOf(a.stdout)
 		if once || screen == nil || out != outputTable {
@@ -60,7 +60,7 @@ SHARE is of the connections of the last minute.`,
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only this namespace; default: all")
 	cmd.Flags().BoolVar(&once, "once", false, "print once, and end")
 	cmd.Flags().DurationVar(&every, "interval", topInterval, "time between two looks")
-	out.register(cmd.Flags())
+	out.register(cmd)
 	return cmd
 }
 
@@ -88,7 +88,7 @@ func (a *app) topOnce(ctx context.Context, look looker, every time.Duration, out
 	for _, note := range notes {
 		fmt.Fprintln(a.stderr, note)
 	}
-	return out.print(a.stdout, l, func(w io.Writer) error {
+	return out.print(a, l, func(w io.Writer) error {
 		m := topModel{live: l, every: true}
 		for _, row := range m.table() {
 			fmt.Fprintln(w, strings.TrimRight(row.text, " "))

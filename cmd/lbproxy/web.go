@@ -48,7 +48,7 @@ func (a *app) webData(n *node) func(context.Context) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		page = webPage{n.cfg.NodeName, n.chosen.dataplane, version, seen.add(c, lines(notes.String()))}
+		page = webPage{n.cfg.NodeName, n.chosen.dataplane, version, seen.add(c, noteLines(notes.String()))}
 		return page, nil
 	}
 }

@@ -60,7 +60,7 @@ func (m *Monitor) follow(b *backend, old *mark, e event) {
 		w.muted = false
 	case ticked, symptom:
 	}
-	contradicted := e.kind == passed && old.Symptom != 0
+	contradicted := old.Symptom != 0 && b.mark.Calm != old.Calm
 	restored := old.State == Ejected && b.mark.State != Ejected
 	if m.o.Kernel != nil && w.name.Proto == lb.TCP && w.health.Passive == lb.SwitchOn && (contradicted || restored) {
 		n := news{watch: w, backend: b.addr, suspect: true}

@@ -58,7 +58,7 @@ func (m Metric) Unit() string {
 		return "seconds since 1970"
 	case strings.HasSuffix(name, "_seconds"):
 		return "seconds"
-	case strings.HasSuffix(name, "_info") || slices.Contains([]string{"lbproxy_synced", "lbproxy_dataplane_fallback", "kubernetes_healthcheck"}, name):
+	case strings.HasSuffix(name, "_info") || slices.Contains([]string{"lbproxy_synced", "lbproxy_dataplane_fallback", "lbproxy_config_rejected", "kubernetes_healthcheck"}, name):
 		return "0 or 1"
 	}
 	return "number"

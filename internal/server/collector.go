@@ -51,11 +51,14 @@ type collector struct {
 	src    Sources
 	errors atomic.Uint64
 
-	services limited // those that have metrics of their own
+	detail   atomic.Pointer[string] // DetailNode, DetailService or DetailBackend
+	services limited                // those that have metrics of their own
 }
 
 func newCollector(src Sources) *collector {
-	return &collector{src: src, services: limited{max: src.MaxServices}}
+	c := &collector{src: src}
+	c.setDetail(src.Detail, src.MaxServices)
+	return c
 }
 
 // Describe sends nothing: which samples there are depends on the sources, and the
@@ -98,6 +101,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	if c.src.Health != nil {
 		o.health(c.src.Health())
+	}
+	if c.src.Config != nil {
+		o.config(c.src.Config())
 	}
 	if c.src.Approximated != nil {
 		for algorithm, n := range c.src.Approximated() {

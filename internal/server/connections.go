@@ -22,6 +22,15 @@ type limited struct {
 	chosen map[lb.ServiceName]bool
 }
 
+// setDetail changes what is told apart, and how many Service ports are.
+func (c *collector) setDetail(detail string, services int) {
+	c.detail.Store(&detail)
+	c.services.mu.Lock()
+	defer c.services.mu.Unlock()
+	c.services.max = services
+	c.services.chosen = nil
+}
+
 // of returns those of names, which are sorted, that are told, and how many are not.
 func (l *limited) of(names []lb.ServiceName) (told map[lb.ServiceName]bool, untold int) {
 	l.mu.Lock()
@@ -59,7 +68,7 @@ func (c *collector) connections(o out, st dataplane.Stats) {
 		o.number(&descClosed, float64(st.Total.Closed))
 		o.number(&descFailed, float64(st.Total.Failed))
 	}
-	if c.src.Detail == DetailNode {
+	if *c.detail.Load() == DetailNode {
 		return
 	}
 	for name := range st.Services { // those without a backend, too
@@ -80,7 +89,7 @@ func (c *collector) connections(o out, st dataplane.Stats) {
 			o <- &sample{&descServiceFailed, shared, float64(counts.Failed)}
 		}
 	}
-	if c.src.Detail == DetailBackend {
+	if *c.detail.Load() == DetailBackend {
 		o.backends(st.Backends)
 	}
 }

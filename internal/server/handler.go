@@ -25,9 +25,9 @@ type Pages struct {
 	Version string                   // /statusz: of the program
 	Started time.Time                // /statusz, /metrics/slis
 
-	// Profiling adds /debug/pprof/ and, unless SetVerbosity is nil, PUT /debug/flags/v,
-	// whose body is handed to it.
-	Profiling    bool
+	// Profiling tells whether there are /debug/pprof/ and, unless SetVerbosity is nil, PUT
+	// /debug/flags/v, whose body is handed to it. It is asked for each request.
+	Profiling    func() bool // nil: never
 	SetVerbosity func(string) error
 
 	// Web, unless nil, adds pages for people below /web/, which show what it returns.
@@ -54,8 +54,8 @@ func MetricsHandler(p Pages) http.Handler {
 	m.handle("GET /configz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, p.Configz())
 	}))
-	if p.Profiling {
-		m.profiling(p.SetVerbosity, p.Log)
+	if p.Profiling != nil {
+		m.profiling(p.Profiling, p.SetVerbosity, p.Log)
 	}
 	if p.Web != nil {
 		m.web(p.Web, p.Node)

@@ -67,6 +67,7 @@ type Sources struct {
 	Changes  func() Changes
 
 	Health func() HealthStats // of backends
+	Config func() Config
 
 	Dataplane    string                // its name; empty: not told
 	Fallback     string                // why it is not the better one; empty: it is, or was asked for
@@ -101,6 +102,7 @@ type Metrics struct {
 	answers     *prometheus.CounterVec
 	probes      *prometheus.HistogramVec
 	kubeProxy   kubeProxyMetrics
+	collector   *collector
 }
 
 // NewMetrics returns the metrics of an agent of the given version.
@@ -114,6 +116,7 @@ func NewMetrics(version string, src Sources) *Metrics {
 		answers:     descAnswers.counters(),
 		probes:      descProbes.histograms(prometheus.ExponentialBuckets(250e-6, 2, 19)), // 250 µs to 66 s
 		kubeProxy:   newKubeProxyMetrics(),
+		collector:   newCollector(src),
 	}
 	build := descBuild.gauges()
 	build.WithLabelValues(runtime.Version(), version).Set(1)
@@ -128,9 +131,14 @@ func NewMetrics(version string, src Sources) *Metrics {
 		}
 		m.registry.MustRegister(dp, fallback)
 	}
-	m.registry.MustRegister(build, syncs, programming, m.answers, m.probes, newCollector(src),
+	m.registry.MustRegister(build, syncs, programming, m.answers, m.probes, m.collector,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// SetDetail changes what numbers of connections tell apart, as Sources has it.
+func (m *Metrics) SetDetail(detail string, maxServices int) {
+	m.collector.setDetail(detail, maxServices)
 }
 
 // Gatherer returns what MetricsHandler needs.

@@ -257,7 +257,9 @@ func TestCollector(t *testing.T) {
 
 // measured returns metrics of which each has been measured.
 func measured(t *testing.T) *Metrics {
-	m := NewMetrics("v1", sources(t))
+	src := sources(t)
+	src.Config = exampleConfig
+	m := NewMetrics("v1", src)
 	m.ObserveSync(time.Millisecond, [2]bool{true, false}, false)
 	m.ObserveSync(time.Second, [2]bool{true, true}, true)
 	m.Requested("200", "GET", "api:6443")

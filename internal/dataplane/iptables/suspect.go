@@ -93,6 +93,7 @@ func (w *witness) tick(now time.Time) error {
 			return err
 		}
 	}
+	w.answers.done(now)
 	if len(again) > 0 {
 		w.tellAll(again, now)
 	}
