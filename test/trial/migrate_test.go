@@ -77,7 +77,10 @@ func testMigrate(t *testing.T, mode, backend string, flags ...string) {
 
 	t.Log("take over, step by step, each of which is killed once")
 	r.killed(args("--steps=1")...)
-	for !strings.Contains(verb("--steps=1").stdout, "nothing of kube-proxy's is left") {
+	for res := verb("--steps=1"); !strings.Contains(res.stdout, "nothing of kube-proxy's is left"); res = verb("--steps=1") {
+		if res.want(t, 0); t.Failed() {
+			t.FailNow()
+		}
 		l.flows()
 	}
 	r.noKubeProxy()
