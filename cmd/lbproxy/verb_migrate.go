@@ -66,7 +66,7 @@ served.`,
 	fs.BoolVar(&m.hold, "hold", false, "when all is done, wait for SIGTERM: a DaemonSet would start a process that ends again")
 	fs.IntVar(&m.steps, "steps", 0, "do so many steps at most; 0: all")
 	fs.DurationVar(&m.wait, "wait", 0, "with --rollback, how long to wait for connections that only lbproxy can translate; 0: until they have ended")
-	m.out.register(fs)
+	m.out.register(cmd)
 	return cmd
 }
 
@@ -148,7 +148,7 @@ func (a *app) checkMigration(ctx context.Context, cfg config.Config, found *migr
 	if c.Differences == nil {
 		c.Differences = []migrate.Difference{} // a list, even an empty one
 	}
-	if err := m.out.print(a.stdout, c, c.table); err != nil {
+	if err := m.out.print(a, c, c.table); err != nil {
 		return err
 	}
 	switch {

@@ -145,9 +145,19 @@ type MapUsage struct {
 	Max  uint64
 }
 
+// Counts are connections and UDP flows since the agent started, also those of backends
+// that have been removed: they never fall.
+type Counts struct {
+	Opened uint64
+	Closed uint64
+	Failed uint64
+}
+
 // Stats is what a dataplane has counted.
 type Stats struct {
 	Backends []BackendStats
+	Services map[lb.ServiceName]Counts // nil: the dataplane does not count
+	Total    Counts                    // also of Services that have been removed
 	Maps     []MapUsage
 	Drops    map[string]uint64 // packets and calls not served, by reason
 
@@ -165,6 +175,14 @@ type Stats struct {
 // be called from any goroutine, at any time; what it tells is used soon after.
 type NodeSetter interface {
 	SetNode(lb.Node)
+}
+
+// AddressSetter is implemented by dataplanes that take over other addresses while they
+// run: the ranges of the cluster's pods, which count where callers are told by them, and
+// where NodePorts answer. SetAddresses may be called from any goroutine; what it tells is
+// used soon after.
+type AddressSetter interface {
+	SetAddresses(pods []netip.Prefix, nodePorts lb.NodePortAddresses)
 }
 
 // Auditor is implemented by dataplanes that can compare the kernel with what it

@@ -3,7 +3,6 @@
 package health
 
 import (
-	"container/heap"
 	"net/netip"
 	"slices"
 	"time"
@@ -33,10 +32,9 @@ func aimAt(backend netip.AddrPort, h *lb.Health) aim {
 type aimed struct {
 	aim
 	backends []*backend
-	due      time.Time // the earliest of their wishes
+	dated              // the earliest of their wishes
 	busy     bool      // a probe is under way; then it is not in the queue
 	began    time.Time // of the last probe
-	place    int       // in the queue; -1: it is not there
 }
 
 // each returns the backends of t; some may leave it meanwhile.
@@ -50,7 +48,7 @@ func (t *aimed) each() []*backend {
 // schedule has the aims in the order in which they are due. It reads no clock.
 type schedule struct {
 	aims  map[aim]*aimed
-	queue queue
+	queue queue[*aimed]
 }
 
 func newSchedule() schedule { return schedule{aims: map[aim]*aimed{}} }
@@ -59,7 +57,7 @@ func newSchedule() schedule { return schedule{aims: map[aim]*aimed{}} }
 func (s *schedule) join(b *backend, a aim) {
 	t := s.aims[a]
 	if t == nil {
-		t = &aimed{aim: a, place: -1}
+		t = &aimed{aim: a, dated: undated}
 		s.aims[a] = t
 	}
 	t.backends = append(t.backends, b)
@@ -86,9 +84,7 @@ func (s *schedule) plan(t *aimed) {
 		return
 	}
 	if len(t.backends) == 0 {
-		if t.place >= 0 {
-			heap.Remove(&s.queue, t.place)
-		}
+		s.queue.remove(t)
 		delete(s.aims, t.aim)
 		return
 	}
@@ -98,11 +94,7 @@ func (s *schedule) plan(t *aimed) {
 			t.due = b.wish.at
 		}
 	}
-	if t.place < 0 {
-		heap.Push(&s.queue, t)
-	} else {
-		heap.Fix(&s.queue, t.place)
-	}
+	s.queue.put(t)
 }
 
 // pop takes the next aim out of the queue if it is due. It comes back by plan.
@@ -110,7 +102,9 @@ func (s *schedule) pop(now time.Time) *aimed {
 	if len(s.queue) == 0 || s.queue[0].due.After(now) {
 		return nil
 	}
-	return heap.Pop(&s.queue).(*aimed)
+	t := s.queue[0]
+	s.queue.remove(t)
+	return t
 }
 
 // next returns when the next aim is due, if there is one.
@@ -119,36 +113,4 @@ func (s *schedule) next() (at time.Time, ok bool) {
 		return at, false
 	}
 	return s.queue[0].due, true
-}
-
-// queue is a heap by due.
-type queue []*aimed
-
-// Len is for heap.
-func (q queue) Len() int { return len(q) }
-
-// Less is for heap.
-func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
-
-// Swap is for heap.
-func (q queue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].place, q[j].place = i, j
-}
-
-// Push is for heap.
-func (q *queue) Push(x any) {
-	t := x.(*aimed)
-	t.place = len(*q)
-	*q = append(*q, t)
-}
-
-// Pop is for heap.
-func (q *queue) Pop() any {
-	last := len(*q) - 1
-	t := (*q)[last]
-	(*q)[last] = nil
-	*q = (*q)[:last]
-	t.place = -1
-	return t
 }

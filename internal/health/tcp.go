@@ -3,7 +3,6 @@
 package health
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -61,37 +60,10 @@ func (c *connector) rouse() {
 
 // attempt is a connection that is being made.
 type attempt struct {
-	job      job
-	fd       int
-	start    time.Time
-	deadline time.Time
-	index    int // in the heap
-}
-
-// deadlines is a heap of attempts, the earliest first.
-type deadlines []*attempt
-
-func (d deadlines) Len() int           { return len(d) }
-func (d deadlines) Less(i, j int) bool { return d[i].deadline.Before(d[j].deadline) }
-func (d deadlines) Swap(i, j int) {
-	d[i], d[j] = d[j], d[i]
-	d[i].index, d[j].index = i, j
-}
-
-// Push appends an attempt.
-func (d *deadlines) Push(x any) {
-	a := x.(*attempt)
-	a.index = len(*d)
-	*d = append(*d, a)
-}
-
-// Pop removes the last one.
-func (d *deadlines) Pop() any {
-	last := len(*d) - 1
-	a := (*d)[last]
-	(*d)[last] = nil
-	*d = (*d)[:last]
-	return a
+	job   job
+	fd    int
+	start time.Time
+	dated // the deadline
 }
 
 // connects is the loop of a connector.
@@ -99,7 +71,7 @@ type connects struct {
 	c        *connector
 	epoll    int
 	attempts map[int32]*attempt // by descriptor
-	order    deadlines
+	order    queue[*attempt]
 	events   [connectBatch]unix.EpollEvent
 }
 
@@ -181,8 +153,8 @@ func (l *connects) admit() {
 
 // begin begins to connect.
 func (l *connects) begin(j job) {
-	a := &attempt{job: j, fd: noDescriptor, start: time.Now()}
-	a.deadline = a.start.Add(j.t.Probe.Timeout)
+	a := &attempt{job: j, fd: noDescriptor, start: time.Now(), dated: undated}
+	a.due = a.start.Add(j.t.Probe.Timeout)
 	family, to := sockaddr(j.t.Addr)
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
@@ -209,7 +181,7 @@ func (l *connects) begin(j job) {
 		return
 	}
 	l.attempts[int32(fd)] = a
-	heap.Push(&l.order, a)
+	l.order.put(a)
 }
 
 func sockaddr(to netip.AddrPort) (int, unix.Sockaddr) {
@@ -237,7 +209,7 @@ func (l *connects) wait(ctx context.Context) error {
 	if err != nil || n == len(l.events) {
 		return nil // there may be more events
 	}
-	for len(l.order) > 0 && !l.order[0].deadline.After(asked) {
+	for len(l.order) > 0 && !l.order[0].due.After(asked) {
 		l.end(l.order[0], context.DeadlineExceeded)
 	}
 	return nil
@@ -254,7 +226,7 @@ func (l *connects) patience(ctx context.Context, now time.Time) int {
 	if len(l.order) == 0 {
 		return -1
 	}
-	left := max(0, l.order[0].deadline.Sub(now))
+	left := max(0, l.order[0].due.Sub(now))
 	return int(min((left+time.Millisecond-1)/time.Millisecond, 1<<30))
 }
 
@@ -282,7 +254,7 @@ func (l *connects) happened(e unix.EpollEvent) {
 // end ends an attempt that is under way.
 func (l *connects) end(a *attempt, err error) {
 	delete(l.attempts, int32(a.fd))
-	heap.Remove(&l.order, a.index)
+	l.order.remove(a)
 	l.over(a, err)
 }
 

@@ -17,6 +17,7 @@ import (
 type entry struct {
 	flow
 	status uint32
+	mark   uint32
 	source netip.AddrPort // the client, as the backend sees it
 	reply  []byte         // the addresses that the backend uses
 	ident  []byte
@@ -58,6 +59,8 @@ func (e *entry) parse(msg []byte) bool {
 			reply, e.reply = parseTuple(value), b[:min(align4(size), len(b))]
 		case nl.CTA_STATUS:
 			e.status = bigEndian32(value)
+		case nl.CTA_MARK:
+			e.mark = bigEndian32(value)
 		case nl.CTA_PROTOINFO:
 			e.state = parseState(value)
 		case nl.CTA_ID:
