@@ -57,8 +57,12 @@ type Monitor struct {
 
 	ended struct { // probes that have
 		sync.Mutex
-		list []ending
+		list  []ending
+		bad   bool     // one of them failed
+		spare []ending // for the next ones
 	}
+	due     []*aimed // for start
+	targets []Target
 
 	mu       sync.Mutex
 	defaults lb.Health
@@ -125,6 +129,9 @@ type backend struct {
 	window window
 }
 
+// pace is how long results that are good, and probes that are due, wait for others.
+const pace = 5 * time.Millisecond
+
 // NewMonitor returns a Monitor that watches what its Filter sees.
 func NewMonitor(o Options) *Monitor {
 	return &Monitor{
@@ -164,22 +171,28 @@ func (m *Monitor) loop(ctx context.Context) error {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var last time.Time // when it was looked
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-m.wake:
+			if wait := m.pause() - time.Since(last); wait > 0 {
+				timer.Reset(wait) // what ends meanwhile is settled with it
+				continue
+			}
 		case <-timer.C:
 		case s := <-symptoms:
 			m.see(s, time.Now())
 		}
-		m.settle(time.Now())
-		next, ok := m.start(time.Now())
+		last = time.Now()
+		m.settle(last)
+		next, ok := m.start(last)
 		if !ok {
 			timer.Stop()
 			continue
 		}
-		timer.Reset(time.Until(next))
+		timer.Reset(max(time.Until(next), pace))
 	}
 }
 
@@ -193,8 +206,7 @@ func (m *Monitor) nudge() {
 
 // start starts the probes that are due, and returns when the next one is.
 func (m *Monitor) start(now time.Time) (next time.Time, ok bool) {
-	var due []*aimed
-	var targets []Target
+	due, targets := m.due[:0], m.targets[:0]
 	m.locked(func() {
 		for t := m.schedule.pop(now); t != nil; t = m.schedule.pop(now) {
 			if !m.wantsProbe(t, now) {
@@ -202,14 +214,20 @@ func (m *Monitor) start(now time.Time) (next time.Time, ok bool) {
 				continue
 			}
 			t.busy, t.began = true, now
+			if t.done == nil {
+				t.done = func(r Result) { m.end(t, r) }
+			}
 			due = append(due, t)
 			targets = append(targets, Target{Addr: t.addr, Probe: t.probe, Service: t.backends[0].watch.name})
 		}
 		next, ok = m.schedule.next()
 	})
 	for i, t := range due {
-		m.o.Prober.Start(targets[i], func(r Result) { m.end(t, r) })
+		m.o.Prober.Start(targets[i], t.done)
 	}
+	m.due, m.targets = due, targets
+	clear(m.due)
+	clear(m.targets)
 	return next, ok
 }
 
@@ -232,17 +250,39 @@ func (m *Monitor) wantsProbe(t *aimed, now time.Time) bool {
 // end takes note that a probe has ended.
 func (m *Monitor) end(t *aimed, r Result) {
 	m.ended.Lock()
+	nudge := len(m.ended.list) == 0 || r.Err != nil && !m.ended.bad
 	m.ended.list = append(m.ended.list, ending{t, r})
+	m.ended.bad = m.ended.bad || r.Err != nil
 	m.ended.Unlock()
-	m.nudge()
+	if nudge {
+		m.nudge()
+	}
+}
+
+// pause returns how long to wait between two looks at what has ended and what is due, so that
+// many probes cost one look. Symptoms are looked at at once.
+func (m *Monitor) pause() time.Duration {
+	m.ended.Lock()
+	defer m.ended.Unlock()
+	if m.ended.bad {
+		return time.Millisecond
+	}
+	return pace
 }
 
 // settle tells backends what probes found that have ended.
 func (m *Monitor) settle(now time.Time) {
 	m.ended.Lock()
 	list := m.ended.list
-	m.ended.list = nil
+	m.ended.bad = false
+	m.ended.list, m.ended.spare = m.ended.spare[:0], nil
 	m.ended.Unlock()
+	defer func() {
+		clear(list)
+		m.ended.Lock()
+		m.ended.spare = list
+		m.ended.Unlock()
+	}()
 	if len(list) == 0 {
 		return
 	}

@@ -61,8 +61,9 @@ func (m *Monitor) follow(b *backend, old *mark, e event) {
 	case ticked, symptom:
 	}
 	contradicted := old.Symptom != 0 && b.mark.Calm != old.Calm
+	doubted := old.Symptom != 0 && b.mark.Symptom == 0 && b.mark.Trial // others are to tell
 	restored := old.State == Ejected && b.mark.State != Ejected
-	if m.o.Kernel != nil && w.name.Proto == lb.TCP && w.health.Passive == lb.SwitchOn && (contradicted || restored) {
+	if m.o.Kernel != nil && w.name.Proto == lb.TCP && w.health.Passive == lb.SwitchOn && (contradicted || doubted || restored) {
 		n := news{watch: w, backend: b.addr, suspect: true}
 		if contradicted {
 			n.calm = b.mark.calm()

@@ -27,7 +27,7 @@ const fewAnswered = 9
 // How many connections have to fail, while none is answered, for a backend on trial to be
 // out; the second is for one of which symptoms were false alarms.
 const (
-	fewFailed  = 2
+	fewFailed  = 3
 	manyFailed = fewAnswered + 1
 )
 

@@ -62,12 +62,12 @@ func TestTrialWindow(t *testing.T) {
 		looks  []look
 	}{
 		"none":                     {fewFailed, []look{{5, 9, 0, trafficOpen}, {5, 9, 0, trafficOpen}}},
-		"they fail":                {fewFailed, []look{{5, 9, 0, trafficOpen}, {5, 10, 0, trafficOpen}, {5, 11, 0, trafficFails}}},
-		"they wait":                {fewFailed, []look{{5, 9, 1, trafficOpen}, {5, 9, 1, trafficFails}}},
+		"they fail":                {fewFailed, []look{{5, 9, 0, trafficOpen}, {5, 11, 0, trafficOpen}, {5, 12, 0, trafficFails}}},
+		"they wait":                {fewFailed, []look{{5, 9, 2, trafficOpen}, {5, 9, 1, trafficFails}}},
 		"more have to":             {manyFailed, []look{{5, 9, 0, trafficOpen}, {5, 18, 1, trafficOpen}, {5, 19, 1, trafficFails}}},
-		"some are answered":        {fewFailed, []look{{5, 9, 0, trafficOpen}, {6, 18, 2, trafficAnswered}, {6, 19, 1, trafficOpen}, {6, 20, 1, trafficFails}}},
+		"some are answered":        {fewFailed, []look{{5, 9, 0, trafficOpen}, {6, 18, 2, trafficAnswered}, {6, 20, 1, trafficOpen}, {6, 21, 1, trafficFails}}},
 		"hardly any are answered":  {fewFailed, []look{{5, 9, 0, trafficOpen}, {6, 19, 0, trafficFails}}},
-		"counted anew, since when": {fewFailed, []look{{5, 9, 0, trafficOpen}, {1, 1, 0, trafficOpen}, {1, 3, 0, trafficFails}}},
+		"counted anew, since when": {fewFailed, []look{{5, 9, 0, trafficOpen}, {1, 1, 0, trafficOpen}, {1, 3, 0, trafficOpen}, {1, 4, 0, trafficFails}}},
 	} {
 		w := window{since: epoch}
 		for i, l := range tc.looks {

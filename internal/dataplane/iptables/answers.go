@@ -65,6 +65,18 @@ func (a *answers) read(now time.Time) (add func(fl *flow, again bool)) {
 	}
 }
 
+// refuse takes note of a connection that was refused.
+func (a *answers) refuse(fl *flow) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.counts == nil { // nobody wants to know
+		return
+	}
+	n := a.counts[fl.backend]
+	n.none, n.at = n.none+1, time.Now()
+	a.counts[fl.backend] = n
+}
+
 // done ends a reading that was begun then.
 func (a *answers) done(began time.Time) {
 	a.mu.Lock()
@@ -81,13 +93,13 @@ func (a *answers) stop(failed bool) {
 
 // Answered implements dataplane.Answers. One that is new at a reading and
 // answered was opened; one that waits for an answer at two readings, a second apart or
-// more, has failed. One that was refused is neither: the kernel forgets it at once.
+// more, has failed, and so has one that was refused, if the kernel tells of those.
 func (d *Dataplane) Answered(backend netip.AddrPort) (o lb.Outcomes, ok bool) {
 	a := &d.witness.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	n := a.counts[backend]
-	return lb.Outcomes{Answered: n.some, Failed: n.none, At: a.at, NoRefusals: true}, !a.failed
+	return lb.Outcomes{Answered: n.some, Failed: n.none, At: a.at, NoRefusals: !d.witness.refusals.heard()}, !a.failed
 }
 
 var _ dataplane.Answers = (*Dataplane)(nil)
