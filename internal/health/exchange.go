@@ -118,9 +118,6 @@ func (x *exchange) step(fd int, chunk []byte) (again, over bool, err error) {
 		if again, over, err = x.hear(chunk[:n]); again || over {
 			return again, over, err
 		}
-		if n < len(chunk) {
-			return false, false, nil // there will be an event for more
-		}
 	}
 }
 
