@@ -216,7 +216,7 @@ func (x *exchange) redirect(answer *http.Response) (*url.URL, error) {
 	}
 	next, err := x.at.Parse(to)
 	if err != nil {
-		return nil, fmt.Errorf("Location %s cannot be parsed", lb.Quote(lb.Shorten(to, 100)))
+		return nil, fmt.Errorf("cannot parse Location %s", lb.Quote(lb.Shorten(to, 100)))
 	}
 	if x.form.expect.Names(answer.StatusCode) || !samePlace(next, x.at, x.host) {
 		return nil, nil

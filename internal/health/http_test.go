@@ -193,9 +193,11 @@ func TestHTTPAddresses(t *testing.T) {
 	slowly := func(text string) func(net.Conn) {
 		return func(conn net.Conn) {
 			_, _ = http.ReadRequest(bufio.NewReader(conn))
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
 			for i := range len(text) {
 				_, _ = io.WriteString(conn, text[i:i+1])
-				time.Sleep(time.Millisecond)
+				<-tick.C
 			}
 		}
 	}
