@@ -37,13 +37,9 @@ type Options struct {
 	Defaults lb.Health // of Services that do not say it; complete
 	Kernel   Kernel    // may be nil: then nothing is known of connections
 
-	// Served returns how many TCP connections of this node were given to a backend, and
-	// how many of them have ended before they were established. It is asked when probes
+	// Served returns what became of connections to a backend. It is asked when probes
 	// cannot reach the backend; !ok: not known. May be nil.
-	Served func(name lb.ServiceName, backend netip.AddrPort) (opened, failed uint64, ok bool)
-	// Served does not know of connections that are refused, so that it cannot speak against
-	// a probe that was.
-	NoRefusals bool
+	Served func(name lb.ServiceName, backend netip.AddrPort) (o lb.Outcomes, ok bool)
 
 	Reporter Reporter                                               // may be nil
 	Observe  func(kind lb.ProbeKind, took time.Duration, err error) // is told each probe; may be nil
@@ -131,7 +127,6 @@ type backend struct {
 	aimed  *aimed    // nil: there is no wish
 	sick   time.Time // when the last symptom came
 	window window
-	judged bool // it was ejected: its connections failed, so they no longer tell by their number
 }
 
 // pace is how long results that are good, and probes that are due, wait for others.
@@ -306,18 +301,18 @@ func (m *Monitor) settle(now time.Time) {
 }
 
 // settleOne tells the backends of one probe.
-func (m *Monitor) settleOne(e ending, served map[question]counts, now time.Time) {
+func (m *Monitor) settleOne(e ending, served map[question]lb.Outcomes, now time.Time) {
 	t, ev := e.aimed, result(e.aimed, e.result)
 	for _, b := range t.each() {
 		if ev.kind == passed && b.mark.Symptom != 0 && b.sick.After(t.began) {
 			continue // it tells of the time before the symptom
 		}
 		one := ev
-		if c := served[question{b.watch.name, b.addr}]; ev.unreached && c.ok {
-			one.traffic = b.window.look(c.opened, c.failed, b.mark.Proven || b.judged, now)
-		}
-		if m.o.NoRefusals && errors.Is(e.result.Err, syscall.ECONNREFUSED) {
-			one.traffic = trafficUnseen
+		if o, ok := served[question{b.watch.name, b.addr}]; ev.unreached && ok {
+			one.traffic = b.look(o, now)
+			if o.NoRefusals && errors.Is(e.result.Err, syscall.ECONNREFUSED) {
+				one.traffic = trafficUnseen
+			}
 		}
 		m.tell(b, one, now)
 	}
@@ -326,7 +321,7 @@ func (m *Monitor) settleOne(e ending, served map[question]counts, now time.Time)
 }
 
 // ask asks how connections fare to those backends of which it matters.
-func (m *Monitor) ask(list []ending) map[question]counts {
+func (m *Monitor) ask(list []ending) map[question]lb.Outcomes {
 	if m.o.Served == nil || m.o.Kernel == nil {
 		return nil
 	}
@@ -343,11 +338,11 @@ func (m *Monitor) ask(list []ending) map[question]counts {
 		}
 	}
 	m.mu.Unlock()
-	answers := make(map[question]counts, len(questions))
+	answers := make(map[question]lb.Outcomes, len(questions))
 	for _, q := range questions {
-		var c counts
-		c.opened, c.failed, c.ok = m.o.Served(q.service, q.backend)
-		answers[q] = c
+		if o, ok := m.o.Served(q.service, q.backend); ok {
+			answers[q] = o
+		}
 	}
 	return answers
 }
@@ -373,7 +368,6 @@ func (m *Monitor) see(s lb.Symptom, now time.Time) {
 		if b.mark.Symptom == 0 {
 			b.sick = now
 		}
-		b.window = window{}
 		m.tell(b, event{kind: symptom, symptom: s.Kind}, now)
 	})
 }
@@ -385,9 +379,7 @@ func (m *Monitor) tell(b *backend, e event, now time.Time) {
 	if wait := b.wish.at.Sub(now); b.wish.probe && wait > 0 {
 		b.wish.at = b.wish.at.Add(rand.N(wait/10 + 1)) // so that nodes and backends do not keep in step
 	}
-	if e.kind == passed {
-		b.window = window{}
-	}
+	b.follow(&old, e, now)
 	m.moved(b, &old)
 	m.follow(b, &old, e)
 	if b.wish == (wish{}) {
@@ -415,7 +407,6 @@ func (m *Monitor) moved(b *backend, old *mark) {
 	}
 	if to == Ejected {
 		m.stats.Ejections[b.mark.Cause]++
-		b.window, b.judged = window{}, true
 	}
 }
 
