@@ -73,7 +73,7 @@ type Options struct {
 type Agent struct {
 	opts Options
 	log  *slog.Logger
-	wake chan struct{} // capacity 1: defaults have changed
+	wake chan struct{} // capacity 1: what was asked for has changed
 
 	began time.Time
 
@@ -84,11 +84,12 @@ type Agent struct {
 	broken string                    // the last failure of a whole Sync that was logged
 	audits auditor
 
-	mu       sync.Mutex
-	defaults Defaults  // that were asked for
-	asked    time.Time // when those were that are not used yet; zero: they are
-	status   Status
-	applied  map[lb.ServiceName]*dataplane.Service
+	mu          sync.Mutex
+	auditPeriod time.Duration // that was asked for
+	defaults    Defaults      // that were asked for
+	asked       time.Time     // when those were that are not used yet; zero: they are
+	status      Status
+	applied     map[lb.ServiceName]*dataplane.Service
 }
 
 // New returns an Agent. It fails if the default algorithm is unknown.
@@ -98,10 +99,13 @@ func New(o Options) (*Agent, error) {
 	}
 	defaults := Defaults{Algorithm: o.Algorithm, SlowStart: o.SlowStart}
 	a := &Agent{
-		opts:     o,
-		log:      o.Log,
-		began:    time.Now(),
-		audits:   newAuditor(o.Dataplane, o.AuditPeriod),
+		opts:   o,
+		log:    o.Log,
+		began:  time.Now(),
+		audits: newAuditor(o.Dataplane, o.AuditPeriod),
+
+		auditPeriod: o.AuditPeriod,
+
 		wake:     make(chan struct{}, 1),
 		ledger:   newLedger(defaults),
 		told:     map[lb.ServiceName]string{},
@@ -113,6 +117,13 @@ func New(o Options) (*Agent, error) {
 		a.ledger.live = o.Loads.Live
 	}
 	return a, nil
+}
+
+// Defaults returns what Services do that do not say it.
+func (a *Agent) Defaults() Defaults {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.defaults
 }
 
 // SetDefaultAlgorithm changes the algorithm of Services that name none, and
@@ -137,9 +148,14 @@ func (a *Agent) setDefaults(set func(*Defaults)) {
 	set(&a.defaults)
 	a.asked = earlier(a.asked, time.Now())
 	a.mu.Unlock()
+	a.nudge()
+}
+
+// nudge wakes Run.
+func (a *Agent) nudge() {
 	select {
 	case a.wake <- struct{}{}:
-	default: // Run has not yet looked
+	default: // it has not yet looked
 	}
 }
 
@@ -173,6 +189,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		}
 		a.collect()
+		a.takePeriod()
 		a.sync(ctx)
 		timer = nil
 		if at, ok := a.ledger.wakeTime(); ok {

@@ -46,8 +46,30 @@ var (
 // Services that are for us, their EndpointSlices, the own Node, the metadata of all
 // Nodes unless their weights are ignored, and that of Pods with a weight. Listing,
 // watching, their backoff and the log of their errors, by klog, are client-go's; s
-// itself is the only cache.
+// itself is the only cache. When s is told other options everything is listed anew;
+// until it is, s keeps what it has.
 func RunKubernetes(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, s *Store) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { s.awaitPods(ctx) })
+	for ctx.Err() == nil {
+		until, stop := context.WithCancel(ctx)
+		go func() {
+			select {
+			case <-until.Done():
+			case <-s.relist:
+				stop()
+			}
+		}()
+		follow(until, client, meta, s)
+		stop()
+	}
+	wg.Wait()
+	return nil
+}
+
+// follow keeps s equal to what the API server has, by the options that s has now, until
+// ctx is done.
+func follow(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, s *Store) {
 	partial := &metav1.PartialObjectMetadata{}
 	reflectors := []*cache.Reflector{
 		reflector(client, serviceWatch(client), newServiceSink(s), Services, &v1.Service{}),
@@ -55,16 +77,14 @@ func RunKubernetes(ctx context.Context, client kubernetes.Interface, meta metada
 		reflector(client, ownNodeWatch(client, s.opts.NodeName), newOwnNodeSink(s), OwnNode, &v1.Node{}),
 		reflector(meta, optional(podWatch(meta), s), newPodSink(s), Pods, partial),
 	}
-	if !s.opts.IgnoreNodeWeights {
+	if !s.options().IgnoreNodeWeights {
 		reflectors = append(reflectors, reflector(meta, nodeWatch(meta), newNodeSink(s), Nodes, partial))
 	}
 	var wg sync.WaitGroup
 	for _, r := range reflectors {
 		wg.Go(func() { r.RunWithContext(ctx) })
 	}
-	wg.Go(func() { s.awaitPods(ctx) })
 	wg.Wait()
-	return nil
 }
 
 // awaitPods gives Pods up when all else was listed podsPatience ago.
@@ -205,16 +225,16 @@ func (s *Store) parse(src Source, in any) (*compact, error) {
 	case *compact:
 		return obj, nil
 	case *v1.Service:
-		return &compact{ObjectMeta: noMeta, namespace: obj.Namespace, name: obj.Name, parsed: parseService(obj, &s.opts)}, nil
+		return &compact{ObjectMeta: noMeta, namespace: obj.Namespace, name: obj.Name, parsed: parseService(obj, s.options())}, nil
 	case *discovery.EndpointSlice:
-		return compactSlice(obj, &s.opts), nil
+		return compactSlice(obj, s.options()), nil
 	case *v1.Node:
-		return &compact{ObjectMeta: noMeta, name: obj.Name, parsed: parseNode(obj, &s.opts)}, nil
+		return &compact{ObjectMeta: noMeta, name: obj.Name, parsed: parseNode(obj, s.options())}, nil
 	case *metav1.PartialObjectMetadata:
 		if src == Pods {
 			return &compact{ObjectMeta: noMeta, namespace: obj.Namespace, name: obj.Name, parsed: parsePod(&obj.ObjectMeta)}, nil
 		}
-		return &compact{ObjectMeta: noMeta, name: obj.Name, parsed: weighNode(&obj.ObjectMeta, &s.opts)}, nil
+		return &compact{ObjectMeta: noMeta, name: obj.Name, parsed: weighNode(&obj.ObjectMeta, s.options())}, nil
 	}
 	return nil, fmt.Errorf("unexpected type %T", in)
 }

@@ -24,9 +24,9 @@ type Pages struct {
 	Version string                   // /statusz: of the program
 	Started time.Time                // /statusz, /metrics/slis
 
-	// Profiling adds /debug/pprof/ and, unless SetVerbosity is nil, PUT /debug/flags/v,
-	// whose body is handed to it.
-	Profiling    bool
+	// Profiling tells whether there are /debug/pprof/ and, unless SetVerbosity is nil, PUT
+	// /debug/flags/v, whose body is handed to it. It is asked for each request.
+	Profiling    func() bool // nil: never
 	SetVerbosity func(string) error
 
 	Log *slog.Logger
@@ -44,13 +44,13 @@ func MetricsHandler(p Pages) http.Handler {
 	}))
 	slis := newSLIs(p.Started)
 	m.handle("/healthz", slis.ping(text("ok")))
-	m.handle("/metrics/slis", slis)
+	m.handle(pageSLIs, slis)
 	m.handle("GET /proxyMode", text(p.Mode))
 	m.handle("GET /configz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, p.Configz())
 	}))
-	if p.Profiling {
-		m.profiling(p.SetVerbosity, p.Log)
+	if p.Profiling != nil {
+		m.profiling(p.Profiling, p.SetVerbosity, p.Log)
 	}
 	m.handle("GET /flagz", flagz(p))
 	m.handle("GET /statusz", statusz(p, m.paths))
