@@ -76,4 +76,6 @@ func TestRepairInTwoSteps(t *testing.T) {
 }
 
 // servedAtOnce is how many frontends rules lead to a backend at once.
-func servedAtOnce(rules string) int { return strings.Count(rules, "--dport 80 -j DNAT --to-destination") }
+func servedAtOnce(rules string) int {
+	return strings.Count(rules, "--dport 80 -j DNAT --to-destination")
+}
