@@ -3,7 +3,8 @@
 # Debian; elsewhere it says what is missing.
 
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS   := -s -w -X main.version=$(VERSION)
+COMMIT    ?= $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 BENCHTIME ?= 1s
 FUZZTIME  ?= 10s
 TESTFLAGS ?=
@@ -20,7 +21,7 @@ GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-root test-switch test-kernel test-cluster fuzz bench bench-control bench-failover \
+.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster fuzz bench bench-control bench-failover \
 	generate generate-check lint fmt clean need-root
 
 help: ## list the targets
@@ -33,15 +34,21 @@ demo: need-root build ## a cluster of network namespaces, balanced by lbproxy (r
 	@hack/deps.sh $@
 	go run $(AS_ROOT) ./demo
 
-test: test-unit test-root test-kernel test-cluster ## every test
+test: test-unit test-monitoring test-deploy test-root test-kernel test-cluster ## every test
 
 test-unit: ## tests that need no root, with the race detector
 	@hack/deps.sh $@
 	go test -race -short $(TESTFLAGS) ./...
 
+test-monitoring: ## dashboard, alerts and runbook, by Prometheus' own parser and engine
+	cd test/monitoring && go test $(TESTFLAGS) ./...
+
+test-deploy: ## the chart and the manifests: lint, render, conform to the API
+	cd deploy && go test -count=1 $(TESTFLAGS) ./...
+
 test-root: need-root ## all tests, long ones too, on this kernel (build tag root)
 	@hack/deps.sh $@
-	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./...
+	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 test-kernel: ## tests on Linux 6.1 in a virtual machine
 	@hack/deps.sh $@
@@ -73,9 +80,10 @@ bench-failover: need-root build ## what clients notice of backends that fail (ro
 	@hack/deps.sh $@
 	go run $(AS_ROOT) ./bench/failover $(if $(QUICK),-quick)
 
-generate: ## BPF objects and their Go types
+generate: ## BPF objects and their Go types, the manifests of the chart
 	@hack/deps.sh $@
 	BPF2GO_CC=clang-19 BPF2GO_STRIP=llvm-strip-19 go generate ./...
+	cd deploy && go run ./manifests
 	@git ls-files -co --exclude-standard -- '*_bpfe[lb].go' | xargs -r gofmt -w
 
 generate-check: ## fail if generate changes a file

@@ -52,6 +52,7 @@ scripts() { # not busybox: its shell is one that shellcheck does not know
 check gofmt format_go
 check golangci-lint golangci_in .
 check golangci-lint:test/cluster golangci_in test/cluster
+check golangci-lint:deploy golangci_in deploy
 check clang-format format_c
 check bpf/include/uapi.h bpf/include/check.sh
 check shellcheck scripts

@@ -64,7 +64,15 @@ func (p *ebpfPlane) look() (again bool) {
 		p.log.Debug("connection tracking cannot be read", "error", err)
 		return false
 	}
-	return p.KeepTranslated(found)
+	again = p.KeepTranslated(found)
+	taken, err := iptables.Masqueraded()
+	if err == nil {
+		err = p.Reserve(taken)
+	}
+	if err != nil {
+		p.log.Warn("new connections may get ports that old ones of another proxy have", "error", err)
+	}
+	return again || len(taken) > 0
 }
 
 // Sync applies d.

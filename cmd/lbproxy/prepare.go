@@ -29,6 +29,21 @@ func (a *app) prepareNode(cfg config.Config, log *slog.Logger) {
 	}
 }
 
+// mountBPFFS mounts the bpffs where the node has not, for an agent that comes after this
+// process and must not mount. Without it the iptables dataplane still can serve.
+func (a *app) mountBPFFS(cfg config.Config, log *slog.Logger) {
+	mount := a.kernel.mountBPFFS
+	if mount == nil || cfg.Dataplane == config.IPTables {
+		return
+	}
+	switch mounted, err := mount(cfg.BPFFS); {
+	case err != nil:
+		log.Warn("there is no bpffs, and the eBPF dataplane needs one", "error", err)
+	case mounted:
+		log.Info("mounted a bpffs", "at", cfg.BPFFS)
+	}
+}
+
 // oomScoreFile belongs to the calling process.
 const oomScoreFile = "/proc/self/oom_score_adj"
 

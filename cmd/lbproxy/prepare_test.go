@@ -21,7 +21,12 @@ import (
 func TestInitOnly(t *testing.T) {
 	var scores []int
 	var tracked []uint32
+	var mounted []string
 	k := kernel{
+		mountBPFFS: func(dir string) (bool, error) {
+			mounted = append(mounted, dir)
+			return true, nil
+		},
 		setOOMScore: func(n int) error {
 			scores = append(scores, n)
 			return errors.New("not permitted")
@@ -32,10 +37,13 @@ func TestInitOnly(t *testing.T) {
 	if code := a.execute([]string{"run", "--init-only", "--manifests=" + t.TempDir(), "--oom-score-adj=-5"}); code != exitOK {
 		t.Errorf("code %d: %s", code, stderr)
 	}
+	if len(mounted) != 1 || mounted[0] != config.Default().BPFFS {
+		t.Errorf("mounted %v, want %s once", mounted, config.Default().BPFFS)
+	}
 	if len(scores) != 1 || scores[0] != -5 || len(tracked) != 1 || tracked[0] != 32<<10 {
 		t.Errorf("scores %v, conntrack %v; want -5 and 32768 once", scores, tracked)
 	}
-	for _, want := range []string{"not permitted", "oom-score-adj=-5", "nothing is served"} {
+	for _, want := range []string{"not permitted", "oom-score-adj=-5", "mounted a bpffs", "nothing is served"} {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, stderr)
 		}
@@ -108,8 +116,9 @@ func TestPagesOfTheMetricsServer(t *testing.T) {
 }
 
 func TestVerbosity(t *testing.T) {
-	var level slog.LevelVar
-	set := verbosity(&level, slog.LevelWarn)
+	var v verbosity
+	v.configure(slog.LevelWarn)
+	set, level := v.set, &v.level
 	for _, tc := range []struct {
 		v    string
 		want slog.Level
@@ -122,6 +131,15 @@ func TestVerbosity(t *testing.T) {
 		if err := set(bad); err == nil || level.Level() != slog.LevelWarn {
 			t.Errorf("%q: %v, level %s; want an error and no change", bad, err, level.Level())
 		}
+	}
+	if err := set("4"); err != nil {
+		t.Fatal(err)
+	}
+	if v.configure(slog.LevelWarn); level.Level() != slog.LevelDebug {
+		t.Errorf("level %s, want what was set: the configuration is as before", level.Level())
+	}
+	if v.configure(slog.LevelError); level.Level() != slog.LevelError {
+		t.Errorf("level %s, want the configuration's new one", level.Level())
 	}
 }
 

@@ -40,6 +40,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "trial:", hide(fs, os.Args[1:]))
 		os.Exit(99)
 	}
+	if caps := os.Getenv(envConfine); caps != "" {
+		fmt.Fprintln(os.Stderr, "trial:", confine(caps, os.Args[1:]))
+		os.Exit(99)
+	}
 	if file := os.Getenv(envWeb); file != "" {
 		fmt.Fprintln(os.Stderr, "trial:", serveWeb(file))
 		os.Exit(99)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -15,6 +16,8 @@ import (
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/lbproxy/lbproxy/internal/privilege"
 )
 
 // Level is how much a Finding matters.
@@ -77,11 +80,20 @@ func checkKernel() Finding {
 	return Finding{"kernel", OK, "Linux " + release}
 }
 
+// withoutPtrace is what an agent cannot do that lacks CAP_SYS_PTRACE.
+const withoutPtrace = "CAP_SYS_PTRACE is missing: UDP sockets in pods that are connected to endpoints that are gone stay until their processes connect again"
+
 func checkRoot() Finding {
 	if os.Geteuid() != 0 {
 		return Finding{"privileges", Fail, "not root: the findings below may be wrong"}
 	}
-	return Finding{"privileges", OK, "root"}
+	if err := requirePrivileges(); err != nil {
+		return Finding{"privileges", Fail, err.Error()}
+	}
+	if missing, err := privilege.Missing(privilege.SysPtrace); err == nil && len(missing) > 0 {
+		return Finding{"privileges", Warn, withoutPtrace}
+	}
+	return Finding{"privileges", OK, "root, with " + privilege.Names(append(slices.Clone(privileges), privilege.SysPtrace))}
 }
 
 func checkFilesystems(o Options) []Finding {

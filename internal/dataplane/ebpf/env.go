@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lbproxy/lbproxy/internal/privilege"
 )
 
 // cgroupMount finds the cgroup v2 mount in a mount table. Hybrid systems have it
@@ -31,6 +33,20 @@ func cgroupMount(mounts string) (string, error) {
 }
 
 // requireFilesystems checks that the directories are what they should be.
+// privileges are the capabilities that the dataplane cannot do without: to load programs and
+// to read and write kernel memory in place, to attach them, and to open what is pinned or
+// attached by its number and enter pods' network namespaces. CAP_SYS_PTRACE finds those of
+// pods, and only that fails without it.
+var privileges = []privilege.Capability{privilege.BPF, privilege.NetAdmin, privilege.Perfmon, privilege.SysAdmin}
+
+// requirePrivileges returns an error that says what this process lacks.
+func requirePrivileges() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("the eBPF dataplane needs root (%s)", privilege.Names(privileges))
+	}
+	return privilege.Require("the eBPF dataplane", privileges...)
+}
+
 func requireFilesystems(o Options) error {
 	if err := requireFS(o.CgroupRoot, unix.CGROUP2_SUPER_MAGIC); err != nil {
 		return fmt.Errorf("cgroup root %s is not in a cgroup v2 mount: %w", o.CgroupRoot, err)
@@ -39,6 +55,18 @@ func requireFilesystems(o Options) error {
 		return fmt.Errorf("%s is not a bpffs (mount -t bpf bpf %s): %w", o.BPFFS, o.BPFFS, err)
 	}
 	return nil
+}
+
+// MountBPFFS mounts a bpffs at dir, which exists, unless there is one. It tells whether it
+// did. It needs CAP_SYS_ADMIN.
+func MountBPFFS(dir string) (mounted bool, err error) {
+	if requireFS(dir, unix.BPF_FS_MAGIC) == nil {
+		return false, nil
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return false, fmt.Errorf("mount a bpffs at %s: %w", dir, err)
+	}
+	return true, nil
 }
 
 func requireFS(dir string, magic int64) error {

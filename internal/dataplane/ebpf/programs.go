@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
+	"github.com/lbproxy/lbproxy/internal/privilege"
 )
 
 // programs are all loaded programs, by name.
@@ -132,7 +133,7 @@ func explainLoad(err error) error {
 	case errors.As(err, &ve):
 		return fmt.Errorf("the kernel refuses a program (lbproxy needs Linux 6.1): %w", ve)
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("load programs (lbproxy needs CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN): %w", err)
+		return fmt.Errorf("load programs (lbproxy needs %s): %w", privilege.Names(privileges), err)
 	}
 	return fmt.Errorf("load programs: %w", err)
 }

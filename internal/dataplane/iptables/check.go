@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
+	"github.com/lbproxy/lbproxy/internal/privilege"
 )
 
 // Level is how much a Finding matters.
@@ -70,11 +71,20 @@ func checkKernel() Finding {
 	return Finding{"kernel", OK, "Linux " + unix.ByteSliceToString(u.Release[:])}
 }
 
+// privileges are the capabilities that the dataplane cannot do without: CAP_NET_RAW is for
+// the legacy backend's sockets and for those that send from addresses of connections.
+var privileges = []privilege.Capability{privilege.NetAdmin, privilege.NetRaw}
+
+func requirePrivileges() error { return privilege.Require("the iptables dataplane", privileges...) }
+
 func checkRoot() Finding {
 	if os.Geteuid() != 0 {
 		return Finding{"privileges", Fail, "not root: the findings below may be wrong"}
 	}
-	return Finding{"privileges", OK, "root"}
+	if err := requirePrivileges(); err != nil {
+		return Finding{"privileges", Fail, err.Error()}
+	}
+	return Finding{"privileges", OK, "root, with " + privilege.Names(privileges)}
 }
 
 // checkBackend says which backend is used and why, and whether the other one or
