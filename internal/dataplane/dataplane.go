@@ -130,10 +130,11 @@ type BackendStats struct {
 	Live    uint64 // connections (UDP: flows) that have not ended
 	Leaving bool   // no longer takes new connections
 
-	Counted bool   // the dataplane counts them; otherwise the following are 0
-	Opened  uint64 // connections that were given to it
-	Closed  uint64 // of those, how many have ended
-	Failed  uint64 // of those, how many ended before they were established
+	Counted  bool   // the dataplane counts them; otherwise the following are 0
+	Opened   uint64 // connections that were given to it
+	Closed   uint64 // of those, how many have ended
+	Failed   uint64 // of those, how many ended before they were established
+	Answered uint64 // connections that were established; flows of UDP sockets are not among them
 
 	Latency time.Duration // moving average; 0: not measured
 }

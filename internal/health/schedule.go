@@ -3,6 +3,7 @@
 package health
 
 import (
+	"container/heap"
 	"net/netip"
 	"slices"
 	"time"
@@ -32,9 +33,11 @@ func aimAt(backend netip.AddrPort, h *lb.Health) aim {
 type aimed struct {
 	aim
 	backends []*backend
-	dated              // the earliest of their wishes
+	due      time.Time // the earliest of their wishes
 	busy     bool      // a probe is under way; then it is not in the queue
 	began    time.Time // of the last probe
+	place    int       // in the queue; -1: it is not there
+	done     func(Result)
 }
 
 // each returns the backends of t; some may leave it meanwhile.
@@ -48,7 +51,8 @@ func (t *aimed) each() []*backend {
 // schedule has the aims in the order in which they are due. It reads no clock.
 type schedule struct {
 	aims  map[aim]*aimed
-	queue queue[*aimed]
+	queue queue
+	epoch time.Time // from which the queue counts: what was planned first
 }
 
 func newSchedule() schedule { return schedule{aims: map[aim]*aimed{}} }
@@ -57,7 +61,7 @@ func newSchedule() schedule { return schedule{aims: map[aim]*aimed{}} }
 func (s *schedule) join(b *backend, a aim) {
 	t := s.aims[a]
 	if t == nil {
-		t = &aimed{aim: a, dated: undated}
+		t = &aimed{aim: a, place: -1}
 		s.aims[a] = t
 	}
 	t.backends = append(t.backends, b)
@@ -84,7 +88,9 @@ func (s *schedule) plan(t *aimed) {
 		return
 	}
 	if len(t.backends) == 0 {
-		s.queue.remove(t)
+		if t.place >= 0 {
+			heap.Remove(&s.queue, t.place)
+		}
 		delete(s.aims, t.aim)
 		return
 	}
@@ -94,7 +100,16 @@ func (s *schedule) plan(t *aimed) {
 			t.due = b.wish.at
 		}
 	}
-	s.queue.put(t)
+	if len(s.queue) == 0 {
+		s.epoch = t.due
+	}
+	at := t.due.Sub(s.epoch)
+	if t.place < 0 {
+		heap.Push(&s.queue, entry{at, t})
+	} else {
+		s.queue[t.place].at = at
+		heap.Fix(&s.queue, t.place)
+	}
 }
 
 // pop takes the next aim out of the queue if it is due. It comes back by plan.
@@ -102,9 +117,7 @@ func (s *schedule) pop(now time.Time) *aimed {
 	if len(s.queue) == 0 || s.queue[0].due.After(now) {
 		return nil
 	}
-	t := s.queue[0]
-	s.queue.remove(t)
-	return t
+	return heap.Pop(&s.queue).(entry).aimed
 }
 
 // next returns when the next aim is due, if there is one.
@@ -113,4 +126,42 @@ func (s *schedule) next() (at time.Time, ok bool) {
 		return at, false
 	}
 	return s.queue[0].due, true
+}
+
+// entry is an aim in a queue. To compare two of them, the aims need not be looked at.
+type entry struct {
+	at time.Duration // when it is due
+	*aimed
+}
+
+// queue is a heap by at.
+type queue []entry
+
+// Len is for heap.
+func (q queue) Len() int { return len(q) }
+
+// Less is for heap.
+func (q queue) Less(i, j int) bool { return q[i].at < q[j].at }
+
+// Swap is for heap.
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+
+// Push is for heap.
+func (q *queue) Push(x any) {
+	e := x.(entry)
+	e.place = len(*q)
+	*q = append(*q, e)
+}
+
+// Pop is for heap.
+func (q *queue) Pop() any {
+	last := len(*q) - 1
+	e := (*q)[last]
+	(*q)[last] = entry{}
+	*q = (*q)[:last]
+	e.place = -1
+	return e
 }

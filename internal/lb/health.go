@@ -164,6 +164,15 @@ func (k SymptomKind) String() string {
 	return fmt.Sprintf("symptom-%d", uint8(k))
 }
 
+// Outcomes is what became of TCP connections of this node to a backend, as far as it is known.
+type Outcomes struct {
+	Answered uint64 // connections so far that were established
+	Failed   uint64 // that ended before they were, or wait too long for it
+
+	At         time.Time // when this was read: what came later is in neither
+	NoRefusals bool      // connections that are refused are in neither, nor symptoms
+}
+
 // Symptom tells of a connection of this node that did not fare well.
 type Symptom struct {
 	Service ServiceName

@@ -5,6 +5,7 @@ package ebpf
 import (
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
@@ -90,7 +91,9 @@ func (d *Dataplane) backendStats(name lb.ServiceName, id uint32) dataplane.Backe
 		Opened:  had.Opened,
 		Closed:  had.Closed,
 		Failed:  had.Failed,
-		Leaving: d.maps.backends[id].State > uint8(lbBackendStateBACKEND_ACTIVE),
+
+		Answered: atomic.LoadUint64(&d.maps.suspects[id].Answered),
+		Leaving:  d.maps.backends[id].State > uint8(lbBackendStateBACKEND_ACTIVE),
 	}
 }
 

@@ -159,6 +159,9 @@ func Open(opts Options) (_ *Dataplane, err error) {
 	}
 	d.feedback = newFeedback(d.loaded, opts.Latency, d.reshare, opts.Log)
 	d.witness = newWitness(d.anySuspects, d.suspecting, d.feedback.flows)
+	if d.witness.refusals, err = openRefusals(s); err != nil {
+		opts.Log.Warn("connections that are refused are not seen", "error", err)
+	}
 	return d, nil
 }
 
@@ -270,6 +273,9 @@ func (d *Dataplane) Close() error {
 	}
 	if d.feedback != nil {
 		d.feedback.close()
+	}
+	if d.witness != nil && d.witness.refusals != nil {
+		d.witness.refusals.close()
 	}
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())
