@@ -89,7 +89,7 @@ func quietSource(cfg config.Config) (*endpoints.Store, func(context.Context) err
 		store := endpoints.New(opts, log, nil)
 		return store, func(ctx context.Context) error { return endpoints.RunManifests(ctx, cfg.Manifests, store, log) }, nil
 	}
-	client, meta, err := newClients(cfg)
+	client, meta, err := newClients(cfg, opts)
 	if err != nil {
 		return nil, nil, err
 	}

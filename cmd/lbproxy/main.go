@@ -128,7 +128,7 @@ func oneLine(err error) string {
 // the configuration is made by app.verb, which reads it, and prints lists by output.
 func (a *app) verbs() []*cobra.Command {
 	return []*cobra.Command{
-		a.runVerb(), a.checkVerb(), a.getVerb(), a.explainVerb(), a.cleanupVerb(), a.migrateVerb(), a.versionVerb(), a.documentVerb(),
+		a.runVerb(), a.checkVerb(), a.getVerb(), a.explainVerb(), a.topVerb(), a.cleanupVerb(), a.migrateVerb(), a.versionVerb(), a.documentVerb(),
 	}
 }
 

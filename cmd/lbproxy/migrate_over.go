@@ -46,7 +46,7 @@ func (a *app) takeOver(ctx context.Context, cfg config.Config, found *migrate.Fo
 	if inTheWay != nil && (!m.force || errors.Is(inTheWay, errStillRuns)) {
 		return inTheWay
 	}
-	if err := iptables.Keep(ctx); err != nil { // the agent has made it already, unless kube-proxy came later
+	if err := a.keepTracking(ctx, cfg); err != nil {
 		return fmt.Errorf("keep connection tracking: %w", err)
 	}
 	for i, s := range steps {
@@ -67,6 +67,20 @@ func (a *app) takeOver(ctx context.Context, cfg config.Config, found *migrate.Fo
 		return fmt.Errorf("somebody wrote kube-proxy's rules again meanwhile: %s; see that no kube-proxy runs, and try again", left[0].What)
 	}
 	return a.tellStays(found)
+}
+
+// keepTracking makes connection tracking go on without kube-proxy's rules, which the rules
+// of the iptables dataplane do as well. An agent with eBPF has made that already, unless
+// kube-proxy came later; it removes it when no connection needs it any more.
+func (a *app) keepTracking(ctx context.Context, cfg config.Config) error {
+	v, err := a.kernel.ebpf.view(cfg)
+	if errors.Is(err, dataplane.ErrNoState) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(v.Close(), iptables.Keep(ctx))
 }
 
 func (a *app) tellStays(found *migrate.Found) error {

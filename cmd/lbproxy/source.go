@@ -77,7 +77,7 @@ func newSource(cfg config.Config, onNode func(lb.Node), log *slog.Logger) (*sour
 			return endpoints.RunManifests(ctx, cfg.Manifests, store, log)
 		}}, nil
 	}
-	client, meta, err := newClients(cfg)
+	client, meta, err := newClients(cfg, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func endpointOptions(cfg config.Config) endpoints.Options {
 }
 
 // newClients returns a client for whole objects and one for metadata.
-func newClients(cfg config.Config) (kubernetes.Interface, metadata.Interface, error) {
+func newClients(cfg config.Config, o endpoints.Options) (kubernetes.Interface, metadata.Interface, error) {
 	rc, err := clientConfig(cfg)
 	if err != nil {
 		return nil, nil, err
@@ -114,13 +114,13 @@ func newClients(cfg config.Config) (kubernetes.Interface, metadata.Interface, er
 	rc.UserAgent = "lbproxy/" + version
 	rc.ContentType = runtime.ContentTypeProtobuf
 	rc.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	client, err := kubernetes.NewForConfig(rc)
+	client, err := endpoints.NewClient(rc, o)
 	if err != nil {
-		return nil, nil, fmt.Errorf("API client: %w", err)
+		return nil, nil, fmt.Errorf("API: %w", err)
 	}
 	meta, err := metadata.NewForConfig(rc)
 	if err != nil {
-		return nil, nil, fmt.Errorf("API client for metadata: %w", err)
+		return nil, nil, fmt.Errorf("API: client for metadata: %w", err)
 	}
 	return client, meta, nil
 }

@@ -80,20 +80,22 @@ func (a *app) getServices() *cobra.Command {
 }
 
 func (a *app) getBackends() *cobra.Command {
-	return a.getter(&cobra.Command{
+	g := &getter{}
+	cmd := a.verb(&cobra.Command{
 		Use:     "backends",
 		Aliases: []string{"backend"},
 		Short:   "One line for each backend of each Service port, with its counters and its health",
 		Example: `  lbproxy get backends
   lbproxy get backends -n shop -o json`,
-	}, func(ctx context.Context, g *getter, cfg config.Config, v view) error {
-		svcs, err := g.services(v)
+	}, getFlags, func(cmd *cobra.Command, cfg config.Config, _ *config.Loader) error {
+		c, err := a.takeCensus(cmd.Context(), cfg, g.namespace, a.stderr)
 		if err != nil {
 			return err
 		}
-		a.addResting(ctx, cfg, svcs)
-		return g.print(a, listBackends(svcs, a.askHealth(ctx, cfg)))
+		return g.print(a, listBackends(c.services, c.known))
 	})
+	g.register(cmd)
+	return cmd
 }
 
 func (a *app) getConnections() *cobra.Command {

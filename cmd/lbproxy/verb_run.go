@@ -200,11 +200,13 @@ func (a *app) newNode(
 	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
 	pages := n.pages(log)
 	pages.Metrics, pages.SetVerbosity = n.metrics.Gatherer(), level.set
+	if cfg.Web {
+		pages.Web = a.webData(n)
+	}
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, server.MetricsHandler(pages), log)
 	if cfg.StateDir != "" {
 		n.control = &server.Control{
-			Dir: cfg.StateDir, Verdicts: n.tell, Resting: func() []server.Resting { return restingTold(n.monitor.Resting()) },
-			Config: conf.tell, Log: log,
+			Dir: cfg.StateDir, Verdicts: n.tell, Resting: n.resting, Config: conf.tell, Log: log,
 		}
 	}
 	own.tell(n.eligible.SetNode)
@@ -229,6 +231,7 @@ func (n *node) pages(log *slog.Logger) server.Pages {
 		},
 		Flags:     n.conf.flagz,
 		Version:   version,
+		Node:      n.cfg.NodeName,
 		Started:   time.Now(),
 		Profiling: func() bool { return n.conf.now().Profiling },
 		Log:       log,

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"net/http"
@@ -29,6 +30,10 @@ type Pages struct {
 	Profiling    func() bool // nil: never
 	SetVerbosity func(string) error
 
+	// Web, unless nil, adds pages for people below /web/, which show what it returns.
+	Web  func(context.Context) (any, error)
+	Node string // this node's name
+
 	Log *slog.Logger
 }
 
@@ -51,6 +56,9 @@ func MetricsHandler(p Pages) http.Handler {
 	}))
 	if p.Profiling != nil {
 		m.profiling(p.Profiling, p.SetVerbosity, p.Log)
+	}
+	if p.Web != nil {
+		m.web(p.Web, p.Node)
 	}
 	m.handle("GET /flagz", flagz(p))
 	m.handle("GET /statusz", statusz(p, m.paths))

@@ -5,9 +5,6 @@
 package trial
 
 import (
-	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,36 +30,13 @@ func (r *rig) newCluster(backend string) *cluster {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	c := &cluster{r: r, path: paths[0], kubeconfig: filepath.Join(r.lab.Dir(), "kubeconfig")}
-	c.env = []string{"PATH=" + r.programs(backend) + ":" + os.Getenv("PATH"), "XTABLES_LOCKFILE=" + filepath.Join(r.lab.Dir(), "xtables.lock")}
-	api := fakeapi.New()
-	for _, obj := range append(r.objects(), fakeapi.Object(nodeObject())) {
-		if _, err := api.Put(obj); err != nil {
-			r.t.Fatal(err)
-		}
-	}
-	var l net.Listener
-	err = r.lab.Host(lab.Node).Do(func() (err error) {
-		l, err = net.Listen("tcp", "127.0.0.1:0")
-		return err
-	})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	server := &http.Server{Handler: api}
-	go func() { _ = server.Serve(l) }() // until the end of the test
-	r.t.Cleanup(func() { server.Close() })
-	text := fmt.Sprintf(`apiVersion: v1
-kind: Config
-clusters: [{name: fake, cluster: {server: "http://%s"}}]
-users: [{name: nobody, user: {}}]
-contexts: [{name: fake, context: {cluster: fake, user: nobody}}]
-current-context: fake
-`, l.Addr())
-	if err := os.WriteFile(c.kubeconfig, []byte(text), 0o600); err != nil {
-		r.t.Fatal(err)
-	}
-	return c
+	api := r.apiServer()
+	api.put(r.objects()...)
+	api.put(nodeObject())
+	return &cluster{r: r, path: paths[0], kubeconfig: api.kubeconfig, env: []string{
+		"PATH=" + r.programs(backend) + string(filepath.ListSeparator) + os.Getenv("PATH"),
+		"XTABLES_LOCKFILE=" + filepath.Join(r.lab.Dir(), "xtables.lock"),
+	}}
 }
 
 // programs is a directory of the names that kube-proxy calls iptables by.
