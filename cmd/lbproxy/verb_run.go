@@ -47,8 +47,7 @@ backends known last. "lbproxy cleanup" removes it.`,
 			log.Warn("a mode of kube-proxy that lbproxy has not; auto is used", "mode", mode)
 		}
 		if initOnly {
-			a.prepareNode(cfg, log)
-			a.mountBPFFS(cfg, log)
+			a.initNode(cfg, log)
 			log.Info("the node is prepared; as init-only says, nothing is served")
 			return nil
 		}
