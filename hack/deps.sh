@@ -35,6 +35,14 @@ for target in "$@"; do
 		need ip6tables-restore iptables
 		need nft nftables
 		;;
+	test-deploy)
+		need runc runc
+		need iptables iptables
+		;;
+	image-lock) # checks the archive's signature
+		need gpgv gpgv
+		need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+		;;
 	test-kernel)
 		need qemu-system-x86_64 qemu-system-x86
 		need /bin/busybox busybox-static

@@ -19,6 +19,7 @@ import (
 var elsewhere = map[string]string{
 	"make demo":        "a step of CI of its own",
 	"make test":        "CI runs each of its parts: this is one of them",
+	"helm install":     "needs a cluster; make test-deploy renders the chart with Helm's library",
 	"kubectl apply":    "needs a cluster; test/cluster runs lbproxy against an API server",
 	"kubectl annotate": "needs a cluster; test/cluster changes the annotation through the API",
 }
