@@ -3,7 +3,8 @@
 # Debian; elsewhere it says what is missing.
 
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS   := -s -w -X main.version=$(VERSION)
+COMMIT    ?= $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 EPOCH     ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 BENCHTIME ?= 1s
 FUZZTIME  ?= 10s
@@ -21,8 +22,8 @@ GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-root test-switch test-kernel test-cluster fuzz image image-lock release vulncheck bench bench-control bench-failover \
-	test-deploy generate generate-check lint fmt clean need-root
+.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster fuzz image image-lock \
+	release vulncheck bench bench-control bench-failover generate generate-check lint fmt clean need-root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,11 +35,14 @@ demo: need-root build ## a cluster of network namespaces, balanced by lbproxy (r
 	@hack/deps.sh $@
 	go run $(AS_ROOT) ./demo
 
-test: test-unit test-deploy test-root test-kernel test-cluster ## every test
+test: test-unit test-monitoring test-deploy test-root test-kernel test-cluster ## every test
 
 test-unit: ## tests that need no root, with the race detector
 	@hack/deps.sh $@
 	go test -race -short $(TESTFLAGS) ./...
+
+test-monitoring: ## dashboard, alerts and runbook, by Prometheus' own parser and engine
+	cd test/monitoring && go test $(TESTFLAGS) ./...
 
 test-deploy: need-root ## the chart, the manifests, and the image as the DaemonSet runs it (root)
 	@hack/deps.sh $@
@@ -46,7 +50,7 @@ test-deploy: need-root ## the chart, the manifests, and the image as the DaemonS
 
 test-root: need-root ## all tests, long ones too, on this kernel (build tag root)
 	@hack/deps.sh $@
-	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./...
+	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 test-kernel: ## tests on Linux 6.1 in a virtual machine
 	@hack/deps.sh $@

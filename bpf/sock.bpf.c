@@ -238,11 +238,12 @@ static __always_inline void sock_unwatch(struct bpf_sock_ops *ctx, struct sock_s
 	latency_add(st->backend, now_us() - start, 1 | LATENCY_AT_LEAST);
 }
 
-/* Measures, or starts to measure, a connection that is established. */
+/* Counts a connection that is established, and measures it or starts to. */
 static __always_inline void sock_established(struct bpf_sock_ops *ctx, struct sock_state *st)
 {
 	if (st->count != SOCK_OPEN)
 		return;
+	count_answered(st->backend);
 	if (st->signal == SIGNAL_CONNECT)
 		latency_add(st->backend, (bpf_ktime_get_ns() - st->opened) / 1000, 1);
 	else if (st->signal == SIGNAL_FIRST_BYTE)

@@ -34,6 +34,9 @@ for target in "$@"; do
 		need iptables iptables
 		need ip6tables-restore iptables
 		need nft nftables
+		need chromium chromium # looks at the web page
+		need clang-19 clang-19 # for a version of lbproxy with other tables
+		need llvm-strip-19 llvm-19
 		;;
 	test-deploy)
 		need runc runc

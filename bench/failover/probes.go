@@ -20,9 +20,9 @@ import (
 )
 
 const (
-	endpointsEach = 100             // of a Service whose endpoints are probed
-	webShare      = 10              // one of so many Services is probed by HTTP
-	burnLimit     = 8 * time.Minute // for all probes while the processors are busy
+	endpointsEach = 100              // of a Service whose endpoints are probed
+	webShare      = 10               // one of so many Services is probed by HTTP
+	burnLimit     = 15 * time.Minute // for all probes while the processors are busy
 	target        = "target"
 )
 
@@ -34,12 +34,13 @@ type probed struct {
 	Targets int `json:"targets"`
 
 	// While nothing else is to be done.
-	Rate  float64 `json:"rate"`  // probes a second
-	CPU   float64 `json:"cpu"`   // processors that the agent was busy on
-	Limit float64 `json:"limit"` // a goal
+	Rate   float64 `json:"rate"`   // probes a second
+	CPU    float64 `json:"cpu"`    // processors that the agent was busy on
+	Kernel float64 `json:"kernel"` // of that, in the kernel
+	Limit  float64 `json:"limit"`  // a goal
+	Null   float64 `json:"null"`   // processors that the null program would be busy on with as many connections by TCP as there are targets
 
 	// While all processors are busy.
-	Few     int           `json:"few"` // targets
 	TCP     float64       `json:"tcp"` // probes
 	HTTP    float64       `json:"http"`
 	Took    time.Duration `json:"took"`
@@ -47,6 +48,7 @@ type probed struct {
 	Ejected float64       `json:"ejected"` // backends, at any time
 	Failed  float64       `json:"failed"`  // probes
 	Cannot  float64       `json:"cannot"`  // that said nothing, as the node was too busy
+	Dropped int           `json:"dropped"` // packets, by any processor whose queue was full
 }
 
 // all is what the agent would be busy on if it got through with every probe: where others
@@ -64,7 +66,7 @@ func (b *bench) manyProbes(ctx context.Context) (err error) {
 	if err := l.Host(target).AddRange(targets); err != nil {
 		return err
 	}
-	stop, err := startWorker(ctx, l.Host(target), workServe)
+	stop, err := startWorker(ctx, l.Host(target), workServe, nil)
 	if err != nil {
 		return err
 	}
@@ -86,22 +88,19 @@ func (b *bench) manyProbes(ctx context.Context) (err error) {
 	if err := p.idle(ctx, b, a); err != nil {
 		return a.Explain(err)
 	}
-	b.log("%d endpoints: %.0f probes a second, %.2f processors", p.Targets, p.Rate, p.CPU)
-	if err := writeTargets(dir, b.few); err != nil {
+	b.log("%d endpoints: %.0f probes a second, %.2f processors, %.2f of them in the kernel", p.Targets, p.Rate, p.CPU, p.Kernel)
+	if err := p.beside(ctx, b, l); err != nil {
 		return err
 	}
-	p.Few = b.few
-	if err := sleep(ctx, 3*time.Second); err != nil { // until the others are not probed
-		return err
-	}
+	b.log("the null program: %.2f processors", p.Null)
 	if err := p.busy(ctx, b, l, a); err != nil {
 		return a.Explain(err)
 	}
 	for _, line := range ejected(a.Log()) {
 		b.log("%s", line)
 	}
-	b.log("all processors busy: %.0f probes by TCP and %.0f by HTTP in %s; %.0f failed, %.0f could not be made, %.0f backends ejected",
-		p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Cannot, p.Ejected)
+	b.log("all processors busy: %.0f probes by TCP and %.0f by HTTP in %s; %.0f failed, %.0f could not be made, %.0f backends ejected; %d packets dropped",
+		p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Cannot, p.Ejected, p.Dropped)
 	return nil
 }
 
@@ -114,14 +113,14 @@ func (p *probed) idle(ctx context.Context, b *bench, a *launch.Agent) error {
 	if err != nil {
 		return err
 	}
-	cpu, err := observe.ProcessCPU(a.PID())
+	user, kernel, err := observe.ProcessCPU(a.PID())
 	if err != nil {
 		return err
 	}
 	if err := sleep(ctx, b.cpu); err != nil {
 		return err
 	}
-	used, err := observe.ProcessCPU(a.PID())
+	user2, kernel2, err := observe.ProcessCPU(a.PID())
 	if err != nil {
 		return err
 	}
@@ -130,7 +129,7 @@ func (p *probed) idle(ctx context.Context, b *bench, a *launch.Agent) error {
 		return err
 	}
 	took := end.Sub(start).Seconds()
-	p.CPU = (used - cpu) / took
+	p.CPU, p.Kernel = (user2+kernel2-user-kernel)/took, (kernel2-kernel)/took
 	p.Rate = (after.tcp + after.http - before.tcp - before.http) / took
 	if p.Rate == 0 {
 		return errors.New("no backend was probed")
@@ -138,17 +137,42 @@ func (p *probed) idle(ctx context.Context, b *bench, a *launch.Agent) error {
 	return nil
 }
 
+// beside measures the null program's processor time, while the agent goes on.
+func (p *probed) beside(ctx context.Context, b *bench, l *lab.Lab) error {
+	var said bytes.Buffer
+	stop, err := startWorker(ctx, l.Host(lab.Node), workNull, &said, fmt.Sprintf("%s=%d", envTargets, b.targets))
+	if err != nil {
+		return err
+	}
+	err = sleep(ctx, b.cpu/2)
+	stop()
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(strings.TrimSpace(said.String()), "\n")
+	var n, us float64
+	if _, err := fmt.Sscan(lines[len(lines)-1], &n, &us); err != nil || n == 0 {
+		return fmt.Errorf("the null program said %q: %w", said.String(), err)
+	}
+	p.Null = us / 1e6 / n * float64(b.targets)
+	return nil
+}
+
 // busy counts probes until there were enough.
 func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *launch.Agent) error {
 	p.Burners = runtime.NumCPU()
 	for range p.Burners {
-		stop, err := startWorker(ctx, l.Host(target), workBurn)
+		stop, err := startWorker(ctx, l.Host(target), workBurn, nil)
 		if err != nil {
 			return err
 		}
 		defer stop()
 	}
 	first, start, err := count(a)
+	if err != nil {
+		return err
+	}
+	dropped, err := observe.Dropped()
 	if err != nil {
 		return err
 	}
@@ -163,7 +187,9 @@ func (p *probed) busy(ctx context.Context, b *bench, l *lab.Lab, a *launch.Agent
 		p.TCP, p.HTTP, p.Took = now.tcp-first.tcp, now.http-first.http, at.Sub(start)
 		p.Failed, p.Cannot, p.Ejected = now.failed-first.failed, now.cannot-first.cannot, now.ejected-first.ejected
 		if p.TCP+p.HTTP >= float64(b.probes) || p.Took > burnLimit {
-			return nil
+			lost, err := observe.Dropped()
+			p.Dropped = lost - dropped
+			return err
 		}
 	}
 }
@@ -190,10 +216,8 @@ func count(a *launch.Agent) (c counts, at time.Time, err error) {
 	return c, time.Now(), err
 }
 
-// writeTargets writes Services whose n endpoints are probed once a second, and no others.
+// writeTargets writes Services whose n endpoints are probed once a second.
 func writeTargets(dir string, n int) error {
-	for i := n / endpointsEach; os.Remove(filepath.Join(dir, fmt.Sprintf("probed-%d.yaml", i))) == nil; i++ {
-	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("manifests: %w", err)
 	}

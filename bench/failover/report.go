@@ -127,8 +127,10 @@ func (r *report) print(w io.Writer) error {
 	if p := r.Probed; p != nil {
 		fmt.Fprintf(w, "\n%d endpoints probed once a second: %.0f probes a second, %.2f processors of the agent, %.2f for all of them, goal %s: %s\n",
 			p.Targets, p.Rate, p.CPU, p.all(), goalCPU, yes(p.all() <= p.Limit))
-		fmt.Fprintf(w, "%d processes burn all processors, %d endpoints: %.0f probes by TCP and %.0f by HTTP in %s, %.0f failed, %.0f could not be made, %.0f backends ejected, goal %s: %s\n",
-			p.Burners, p.Few, p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Cannot, p.Ejected, goalProbes, yes(p.Ejected == 0))
+		fmt.Fprintf(w, "%.2f of the agent's are the kernel's, which sends packets to the backends and back within the agent's calls.\n"+
+			"A program that only makes %d connections a second, a socket each, and resets them: %.2f processors.\n", p.Kernel, p.Targets, p.Null)
+		fmt.Fprintf(w, "%d processes burn all processors: %.0f probes by TCP and %.0f by HTTP in %s, %.0f failed, %.0f could not be made, %.0f backends ejected, goal %s: %s; %d packets dropped\n",
+			p.Burners, p.TCP, p.HTTP, p.Took.Round(time.Second), p.Failed, p.Cannot, p.Ejected, goalProbes, yes(p.Ejected == 0), p.Dropped)
 	}
 	return nil
 }

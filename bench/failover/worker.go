@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -31,6 +32,9 @@ func workerMain() {
 	switch os.Getenv(envWork) {
 	case workServe:
 		fmt.Fprintln(os.Stderr, "bench-failover server:", serveProbes())
+		os.Exit(1)
+	case workNull:
+		fmt.Fprintln(os.Stderr, "bench-failover null program:", nullProbes())
 		os.Exit(1)
 	case workBurn:
 		for n := 0; ; n++ { // until it is killed
@@ -61,15 +65,15 @@ func serveProbes() error {
 	return http.ListenAndServe(fmt.Sprintf(":%d", httpPort), http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 }
 
-// startWorker starts such a process on a host.
-func startWorker(ctx context.Context, h *lab.Host, work string) (stop func(), err error) {
+// startWorker starts such a process on a host, which writes to out.
+func startWorker(ctx context.Context, h *lab.Host, work string, out io.Writer, env ...string) (stop func(), err error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	cmd := h.Command(ctx, exe)
-	cmd.Env = append(os.Environ(), envWork+"="+work)
-	cmd.Stderr = os.Stderr
+	cmd.Env = append(append(os.Environ(), envWork+"="+work), env...)
+	cmd.Stdout, cmd.Stderr = out, os.Stderr
 	if err := h.Start(cmd); err != nil {
 		return nil, err
 	}

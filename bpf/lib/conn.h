@@ -81,6 +81,8 @@ static __always_inline void conn_mark(struct conn *fwd, __u32 bits)
 	__u32 close = bits & CONN_CLOSED;
 	__u32 old = __sync_fetch_and_or(&fwd->state, bits & ~CONN_CLOSED);
 
+	if (bits & ~old & CONN_REPLIED)
+		count_answered(fwd->backend);
 	if (bits & ends && !(old & ends) && old & CONN_REPLIED &&
 	    conn_signal(fwd) == SIGNAL_LAST_BYTE) {
 		latency_add(fwd->backend, now_ms() - fwd->start, 1000);

@@ -17,6 +17,16 @@ static __always_inline void count_opened(__u32 id, __u8 signal)
 	__sync_fetch_and_add(&s->opened, 1);
 }
 
+/* Counts a connection that its backend has answered. */
+__noinline int count_answered(__u32 id)
+{
+	struct suspect *s = bpf_map_lookup_elem(&suspects, &id);
+
+	if (s)
+		__sync_fetch_and_add(&s->answered, 1);
+	return 0;
+}
+
 /* Counts the end of a connection. */
 __noinline int count_closed(__u32 id, __u32 failed)
 {

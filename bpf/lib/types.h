@@ -177,8 +177,9 @@ struct suspect {
 	__u64 until; /* new connections avoid it before then */
 	__u64 calm;  /* the kernel suspects nothing before then */
 	__u64 reset; /* the agent is told of no other reset before then */
+	__u64 answered; /* connections so far, whether anything is suspected or not */
 };
-_Static_assert(sizeof(struct suspect) == 24, "layout is shared with Go");
+_Static_assert(sizeof(struct suspect) == 32, "layout is shared with Go");
 
 /* What became of a connection; the values are those of SymptomKind in internal/lb. */
 enum symptom_kind {

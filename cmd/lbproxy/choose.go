@@ -100,3 +100,11 @@ func (a *app) checkDataplane(cfg config.Config, foreignMode string) (findings []
 func foreignModeText(mode string) string {
 	return fmt.Sprintf("%s is a mode of kube-proxy that lbproxy has not; auto is used", mode)
 }
+
+// wouldUseEBPF tells whether a run would use eBPF.
+func (a *app) wouldUseEBPF(cfg config.Config) bool {
+	if cfg.Dataplane != config.Auto {
+		return cfg.Dataplane == config.EBPF
+	}
+	return failures(a.kernel.ebpf.check(cfg)) == ""
+}

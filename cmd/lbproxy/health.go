@@ -46,7 +46,6 @@ func (n *node) watch(prober health.Prober, metrics *server.Metrics, log *slog.Lo
 		Observe:  probeObserver(metrics),
 		Log:      log,
 	}
-	_, opts.NoRefusals = n.dp.(dataplane.Answers)
 	if witness, ok := n.dp.(dataplane.Witness); ok {
 		opts.Kernel = witness
 	}
@@ -75,9 +74,9 @@ func statsOf(s health.Stats) server.HealthStats {
 
 // servedBy returns what tells how connections of dp to a backend fare: what it counts or, if
 // it does not count, what it sees.
-func servedBy(dp plane) func(lb.ServiceName, netip.AddrPort) (opened, failed uint64, ok bool) {
+func servedBy(dp plane) func(lb.ServiceName, netip.AddrPort) (lb.Outcomes, bool) {
 	if seen, ok := dp.(dataplane.Answers); ok {
-		return func(_ lb.ServiceName, backend netip.AddrPort) (uint64, uint64, bool) { return seen.Answered(backend) }
+		return func(_ lb.ServiceName, backend netip.AddrPort) (lb.Outcomes, bool) { return seen.Answered(backend) }
 	}
 	return newServed(dp.Stats).of
 }
@@ -86,14 +85,14 @@ func servedBy(dp plane) func(lb.ServiceName, netip.AddrPort) (opened, failed uin
 // there are many.
 const servedFor = 500 * time.Millisecond
 
-// served tells how many connections backends were given. Its methods may be called from
-// any goroutine.
+// served tells what became of connections to backends. Its methods may be called from any
+// goroutine.
 type served struct {
 	stats func() (dataplane.Stats, error)
 
 	mu     sync.Mutex
 	at     time.Time // when counts were read
-	counts map[servedKey]servedCounts
+	counts map[servedKey]lb.Outcomes
 }
 
 type servedKey struct {
@@ -101,27 +100,24 @@ type servedKey struct {
 	backend netip.AddrPort
 }
 
-type servedCounts struct{ opened, failed uint64 }
-
 func newServed(stats func() (dataplane.Stats, error)) *served { return &served{stats: stats} }
 
-// of returns how many connections a backend was given, and how many of those have failed
-// to be established; false: that is not known.
-func (s *served) of(name lb.ServiceName, backend netip.AddrPort) (opened, failed uint64, ok bool) {
+// of returns what became of connections to a backend; false: that is not known.
+func (s *served) of(name lb.ServiceName, backend netip.AddrPort) (o lb.Outcomes, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now := time.Now(); s.at.IsZero() || now.Sub(s.at) >= servedFor {
-		s.at, s.counts = now, map[servedKey]servedCounts{}
+		s.at, s.counts = now, map[servedKey]lb.Outcomes{}
 		stats, err := s.stats()
 		if err != nil {
-			return 0, 0, false
+			return lb.Outcomes{}, false
 		}
 		for _, b := range stats.Backends {
 			if b.Counted {
-				s.counts[servedKey{b.Service, b.Backend}] = servedCounts{b.Opened, b.Failed}
+				s.counts[servedKey{b.Service, b.Backend}] = lb.Outcomes{Answered: b.Answered, Failed: b.Failed, At: now}
 			}
 		}
 	}
-	c, ok := s.counts[servedKey{name, backend}]
-	return c.opened, c.failed, ok
+	o, ok = s.counts[servedKey{name, backend}]
+	return o, ok
 }

@@ -145,21 +145,25 @@ func TestServed(t *testing.T) {
 		s := newServed(func() (dataplane.Stats, error) {
 			reads++
 			return dataplane.Stats{Backends: []dataplane.BackendStats{
-				{Service: name, Backend: counted, Counted: true, Opened: uint64(10 * reads), Failed: uint64(reads)},
+				{Service: name, Backend: counted, Counted: true, Answered: uint64(10 * reads), Failed: uint64(reads)},
 				{Service: name, Backend: other, Live: 7},
 			}}, fails
 		})
 		check := func(b netip.AddrPort, want string) {
 			t.Helper()
-			opened, failed, ok := s.of(name, b)
-			if got := fmt.Sprint(opened, failed, ok); got != want {
+			o, ok := s.of(name, b)
+			if got := fmt.Sprint(o.Answered, o.Failed, ok); got != want {
 				t.Errorf("%s: %s, want %s", b, got, want)
+			}
+			if age := time.Since(o.At); ok && age >= servedFor {
+				t.Errorf("%s: read %v ago", b, age)
 			}
 		}
 		check(counted, "10 1 true")
+		<-time.After(servedFor - 1)
 		check(counted, "10 1 true")
 		check(other, "0 0 false")
-		<-time.After(servedFor)
+		<-time.After(1)
 		check(counted, "20 2 true")
 		<-time.After(servedFor)
 		fails = errors.New("closed")

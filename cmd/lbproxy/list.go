@@ -152,13 +152,9 @@ func listBackends(svcs []named, known opinions) list {
 	}
 	items := []backendItem{}
 	for _, s := range svcs {
-		bs := slices.SortedFunc(slices.Values(s.Backends), func(a, b dataplane.BackendView) int {
-			return cmp.Or(compareAddresses(a.Address, b.Address), strings.Compare(a.State, b.State))
-		})
-		for _, b := range bs {
-			health := known.of(s.ServiceView.Name, b.Address)
-			items = append(items, backendItem{s.ServiceView.Name, b, health})
-			l.rows = append(l.rows, slices.Concat(nameCells(s.ServiceName), []string{b.Address}, counters(b), []string{oneCell(opinion(health))}))
+		for _, b := range backendItems(s, known) {
+			items = append(items, b)
+			l.rows = append(l.rows, slices.Concat(nameCells(s.ServiceName), []string{b.Address}, counters(b.BackendView), []string{oneCell(opinion(b.Health))}))
 		}
 	}
 	l.items = items

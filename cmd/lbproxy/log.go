@@ -19,10 +19,10 @@ import (
 
 // newLogger returns the agent's logger, and its level, which may be changed. What
 // client-go logs goes there too, from now on.
-func newLogger(w io.Writer, cfg config.Config) (*slog.Logger, *slog.LevelVar) {
-	level := &slog.LevelVar{}
-	level.Set(cfg.LogLevel)
-	opts := &slog.HandlerOptions{Level: level}
+func newLogger(w io.Writer, cfg config.Config) (*slog.Logger, *verbosity) {
+	level := &verbosity{}
+	level.configure(cfg.LogLevel)
+	opts := &slog.HandlerOptions{Level: &level.level}
 	var h slog.Handler = slog.NewTextHandler(w, opts)
 	if cfg.LogFormat == config.JSON {
 		h = slog.NewJSONHandler(w, opts)
@@ -36,21 +36,33 @@ func newLogger(w io.Writer, cfg config.Config) (*slog.Logger, *slog.LevelVar) {
 // for who looks for a fault.
 const verboseFrom = 4
 
-// verbosity returns what sets level as a verbosity of Kubernetes' components does: from
-// verboseFrom on everything is logged, below it what was configured.
-func verbosity(level *slog.LevelVar, configured slog.Level) func(string) error {
-	return func(s string) error {
-		v, err := strconv.ParseUint(s, 10, 31)
-		switch {
-		case err != nil:
-			return fmt.Errorf("%q: want a number, %d or more for debug messages", s, verboseFrom)
-		case v >= verboseFrom:
-			level.Set(slog.LevelDebug)
-		default:
-			level.Set(configured)
-		}
-		return nil
+// verbosity is how much is logged. Its methods may be called from any goroutine.
+type verbosity struct {
+	level      slog.LevelVar
+	configured atomic.Int64
+}
+
+// configure sets the level that the configuration has, if that is another one than before:
+// what set has set stays else.
+func (v *verbosity) configure(l slog.Level) {
+	if v.configured.Swap(int64(l)) != int64(l) {
+		v.level.Set(l)
 	}
+}
+
+// set sets the level as a verbosity of Kubernetes' components does: from verboseFrom on
+// everything is logged, below it what was configured.
+func (v *verbosity) set(s string) error {
+	n, err := strconv.ParseUint(s, 10, 31)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q: want a number, %d or more for debug messages", s, verboseFrom)
+	case n >= verboseFrom:
+		v.level.Set(slog.LevelDebug)
+	default:
+		v.level.Set(slog.Level(v.configured.Load()))
+	}
+	return nil
 }
 
 // clientLog is where client-go's log goes.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -103,6 +104,8 @@ func exampleView() *fakeView {
 func fakeApp(k kernel) (a *app, stdout, stderr *bytes.Buffer) {
 	stdout, stderr = &bytes.Buffer{}, &bytes.Buffer{}
 	a = &app{stdout: stdout, stderr: stderr, kernel: k, now: func() time.Time { return exampleTime }}
+	a.terminal = func(io.Writer) bool { return false }
+	a.askConfig = func(context.Context, string) (server.Config, error) { return exampleConfig(), nil }
 	a.ask = func(context.Context, string) ([]server.Verdict, error) { return exampleVerdicts(), nil }
 	a.askResting = func(context.Context, string) ([]server.Resting, error) { return nil, nil }
 	return a, stdout, stderr
@@ -147,6 +150,8 @@ func TestOutput(t *testing.T) {
 		{"health.txt", "get health"},
 		{"health.json", "get health -o json"},
 		{"health.yaml", "get health -o yaml -n shop"},
+		{"config.txt", "get config"},
+		{"config.json", "get config --given -o json"},
 		{"none.json", "get backends -n nothing -o json"},
 		{"explain.txt", "explain --from 10.244.1.5 --to 10.96.1.1:80"},
 		{"explain.json", "explain --from 10.244.1.5 --to 10.96.1.1:80/tcp -o json"},
@@ -241,7 +246,7 @@ func TestErrors(t *testing.T) {
 		want string // the start of the line on stderr
 	}{
 		{args: "sing", code: 2, want: `lbproxy: unknown command "sing" for "lbproxy"`},
-		{args: "get", code: 2, want: "lbproxy: get what: want services, backends, connections or health (see lbproxy get --help)"},
+		{args: "get", code: 2, want: "lbproxy: get what: want services, backends, connections, health or config (see lbproxy get --help)"},
 		{args: "get bogus", code: 2, want: `lbproxy: unknown command "bogus" for "lbproxy get"`},
 		{args: "get services extra", code: 2, want: `lbproxy: unknown command "extra"`},
 		{args: "get services -o xml", code: 2, want: `lbproxy: output (from --output): "xml": want table, json or yaml (see lbproxy get services --help)`},
@@ -252,7 +257,7 @@ func TestErrors(t *testing.T) {
 		{args: "run", env: []string{"LBPROXY_LOG_LEVEL=loud"}, code: 2, want: "lbproxy: log-level (from LBPROXY_LOG_LEVEL): "},
 		{args: "run --config=/nonexistent.yaml", code: 2, want: "lbproxy: config (from --config): open /nonexistent.yaml: no such file or directory"},
 		{args: "run --kubeconfig=/a --manifests=/b", code: 2, want: "lbproxy: manifests (from --manifests): excludes kubeconfig (from --kubeconfig)"},
-		{args: "run", code: 1, want: "lbproxy: no source of Services: this is not a pod, and neither --kubeconfig nor --manifests is given"},
+		{args: "run", code: 1, want: "lbproxy: no source of Services: this is not a pod, and none of --kubeconfig, --master and --manifests is given"},
 		{args: "run --kubeconfig=/nonexistent", code: 1, want: "lbproxy: kubeconfig: stat /nonexistent: no such file or directory"},
 		{args: "run --kubeconfig=" + broken, code: 1, want: "lbproxy: kubeconfig " + broken + ": "},
 		{args: "run --manifests=/nonexistent", code: 1, want: "lbproxy: manifests: stat /nonexistent: no such file or directory"},
@@ -283,7 +288,7 @@ func TestErrors(t *testing.T) {
 
 func TestVersionAndHelp(t *testing.T) {
 	for args, want := range map[string]string{
-		"version": "lbproxy dev go", "": "Available Commands", "run --help": "--healthz-bind-address ip:port",
+		"version": ", map layout v", "": "Available Commands", "run --help": "--healthz-bind-address ip:port",
 		"get --help": "connections", "get health --help": "The agent is asked", "help explain": "--from ip",
 	} {
 		a, stdout, stderr := fakeApp(kernel{})

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,7 +11,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 )
 
@@ -24,9 +25,22 @@ const (
 	outputYAML  output = "yaml"
 )
 
-func (o *output) register(fs *pflag.FlagSet) {
+// outputs are all of them.
+var outputs = []string{string(outputTable), string(outputJSON), string(outputYAML)}
+
+// register adds --output to a command.
+func (o *output) register(cmd *cobra.Command) {
 	*o = outputTable
-	fs.VarP(o, "output", "o", "table, json or yaml")
+	cmd.Flags().VarP(o, "output", "o", "table, json or yaml")
+	complete(cmd, "output", outputs)
+}
+
+// complete makes shells offer values for a flag.
+func complete(cmd *cobra.Command, flag string, values []string) {
+	offer := cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)
+	if err := cmd.RegisterFlagCompletionFunc(flag, offer); err != nil {
+		panic(err) // there is no such flag
+	}
 }
 
 // String returns the name.
@@ -37,20 +51,25 @@ func (o *output) Type() string { return "format" }
 
 // Set takes a name.
 func (o *output) Set(s string) error {
-	if !slices.Contains([]output{outputTable, outputJSON, outputYAML}, output(s)) {
+	if !slices.Contains(outputs, s) {
 		return fmt.Errorf("%q: want table, json or yaml", s)
 	}
 	*o = output(s)
 	return nil
 }
 
-// print writes v to w, or the table that table makes of it.
-func (o output) print(w io.Writer, v any, table func(io.Writer) error) error {
+// print writes v, or the table that table makes of it.
+func (o output) print(a *app, v any, table func(io.Writer) error) error {
 	var text []byte
 	var err error
 	switch o {
 	case outputTable:
-		return table(w)
+		var whole bytes.Buffer
+		if err := table(&whole); err != nil {
+			return err
+		}
+		_, err := a.coloured().Write(whole.Bytes())
+		return err
 	case outputYAML:
 		text, err = yaml.Marshal(v)
 	default:
@@ -60,7 +79,7 @@ func (o output) print(w io.Writer, v any, table func(io.Writer) error) error {
 	if err != nil {
 		return fmt.Errorf("output: %w", err)
 	}
-	_, err = w.Write(text)
+	_, err = a.stdout.Write(text)
 	return err
 }
 

@@ -41,6 +41,9 @@ func openEBPF(c config.Config, _ announcer, log *slog.Logger) (plane, error) {
 	if err := iptables.Keep(context.Background()); err != nil {
 		log.Warn("old connections of the iptables dataplane, and new ones, may get the same ports", "error", err)
 	}
+	if err := (iptables.Tracker{}).Reserve(nil); err != nil { // by whom was draining what goes on now
+		log.Warn("source ports that conntrack has reserved stay so for a minute", "error", err)
+	}
 	d, err := ebpf.Open(ebpfOptions(c, log))
 	if err != nil {
 		if lock != nil {
@@ -61,7 +64,15 @@ func (p *ebpfPlane) look() (again bool) {
 		p.log.Debug("connection tracking cannot be read", "error", err)
 		return false
 	}
-	return p.KeepTranslated(found)
+	again = p.KeepTranslated(found)
+	taken, err := iptables.Masqueraded()
+	if err == nil {
+		err = p.Reserve(taken)
+	}
+	if err != nil {
+		p.log.Warn("new connections may get ports that old ones of another proxy have", "error", err)
+	}
+	return again || len(taken) > 0
 }
 
 // Sync applies d.

@@ -128,8 +128,9 @@ func TestPagesOfTheMetricsServer(t *testing.T) {
 }
 
 func TestVerbosity(t *testing.T) {
-	var level slog.LevelVar
-	set := verbosity(&level, slog.LevelWarn)
+	var v verbosity
+	v.configure(slog.LevelWarn)
+	set, level := v.set, &v.level
 	for _, tc := range []struct {
 		v    string
 		want slog.Level
@@ -142,6 +143,15 @@ func TestVerbosity(t *testing.T) {
 		if err := set(bad); err == nil || level.Level() != slog.LevelWarn {
 			t.Errorf("%q: %v, level %s; want an error and no change", bad, err, level.Level())
 		}
+	}
+	if err := set("4"); err != nil {
+		t.Fatal(err)
+	}
+	if v.configure(slog.LevelWarn); level.Level() != slog.LevelDebug {
+		t.Errorf("level %s, want what was set: the configuration is as before", level.Level())
+	}
+	if v.configure(slog.LevelError); level.Level() != slog.LevelError {
+		t.Errorf("level %s, want the configuration's new one", level.Level())
 	}
 }
 

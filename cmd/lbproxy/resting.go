@@ -31,6 +31,9 @@ func restingTold(list []health.Resting) []server.Resting {
 	return all
 }
 
+// resting returns them now.
+func (n *node) resting() []server.Resting { return restingTold(n.monitor.Resting()) }
+
 // addResting adds the backends that take no new connections to Services that are served by
 // rules: there is no rule for them. Only the agent knows them; without one, that they are
 // not known is a line on stderr.

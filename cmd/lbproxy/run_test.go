@@ -119,7 +119,7 @@ func startWith(t *testing.T, k kernel, args ...string) *process {
 	proc := &process{t, make(chan record, 100), make(chan int, 1)}
 	a := &app{
 		stdout: io.Discard, stderr: w, environ: []string{"LBPROXY_TYPO=1", "LBPROXY_LOG_FORMAT=json"},
-		kernel: k,
+		kernel: k, now: time.Now,
 	}
 	args = append([]string{"run", "--node-name=n1", "--healthz-bind-address=127.0.0.1:0", "--metrics-bind-address=127.0.0.1:0"}, args...)
 	go func() {

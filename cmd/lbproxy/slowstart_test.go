@@ -72,7 +72,7 @@ func testNode(t *testing.T, p plane) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := (&app{newProber: newFakeProber}).newNode(cfg, nil, own, src, p, choice{dataplane: config.EBPF}, newApproximations(log), log, nil)
+	n, err := (&app{newProber: newFakeProber}).newNode(newConfigured(cfg, config.New(), nil, log), own, src, p, choice{dataplane: config.EBPF}, newApproximations(log), log, &verbosity{})
 	if err != nil {
 		t.Fatal(err)
 	}

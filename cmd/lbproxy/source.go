@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ import (
 )
 
 // errNoSource says that nothing tells where Services come from.
-var errNoSource = errors.New("no source of Services: this is not a pod, and neither --kubeconfig nor --manifests is given")
+var errNoSource = errors.New("no source of Services: this is not a pod, and none of --kubeconfig, --master and --manifests is given")
 
 // source is where Services come from.
 type source struct {
@@ -39,6 +40,8 @@ func sourceName(cfg config.Config) string {
 		return "manifests in " + cfg.Manifests
 	case cfg.Kubeconfig != "":
 		return "API server of " + cfg.Kubeconfig
+	case cfg.Master != "":
+		return "API server at " + cfg.Master
 	}
 	return "API server of this pod's cluster"
 }
@@ -74,7 +77,7 @@ func newSource(cfg config.Config, onNode func(lb.Node), log *slog.Logger) (*sour
 			return endpoints.RunManifests(ctx, cfg.Manifests, store, log)
 		}}, nil
 	}
-	client, meta, err := newClients(cfg)
+	client, meta, err := newClients(cfg, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +106,7 @@ func endpointOptions(cfg config.Config) endpoints.Options {
 }
 
 // newClients returns a client for whole objects and one for metadata.
-func newClients(cfg config.Config) (kubernetes.Interface, metadata.Interface, error) {
+func newClients(cfg config.Config, o endpoints.Options) (kubernetes.Interface, metadata.Interface, error) {
 	rc, err := clientConfig(cfg)
 	if err != nil {
 		return nil, nil, err
@@ -111,13 +114,13 @@ func newClients(cfg config.Config) (kubernetes.Interface, metadata.Interface, er
 	rc.UserAgent = "lbproxy/" + version
 	rc.ContentType = runtime.ContentTypeProtobuf
 	rc.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	client, err := kubernetes.NewForConfig(rc)
+	client, err := endpoints.NewClient(rc, o)
 	if err != nil {
-		return nil, nil, fmt.Errorf("API client: %w", err)
+		return nil, nil, fmt.Errorf("API: %w", err)
 	}
 	meta, err := metadata.NewForConfig(rc)
 	if err != nil {
-		return nil, nil, fmt.Errorf("API client for metadata: %w", err)
+		return nil, nil, fmt.Errorf("API: client for metadata: %w", err)
 	}
 	return client, meta, nil
 }
@@ -126,18 +129,21 @@ func newClients(cfg config.Config) (kubernetes.Interface, metadata.Interface, er
 func clientConfig(cfg config.Config) (*rest.Config, error) {
 	if cfg.Kubeconfig == "" {
 		rc, err := rest.InClusterConfig()
-		if errors.Is(err, rest.ErrNotInCluster) {
+		switch {
+		case errors.Is(err, rest.ErrNotInCluster) && cfg.Master != "":
+			return &rest.Config{Host: cfg.Master}, nil // which asks for no credentials
+		case errors.Is(err, rest.ErrNotInCluster):
 			return nil, errNoSource
-		}
-		if err != nil {
+		case err != nil:
 			return nil, fmt.Errorf("in-cluster configuration: %w", err)
 		}
+		rc.Host = cmp.Or(cfg.Master, rc.Host)
 		return rc, nil
 	}
 	if _, err := os.Stat(cfg.Kubeconfig); err != nil {
 		return nil, fmt.Errorf("kubeconfig: %w", err)
 	}
-	rc, err := clientcmd.BuildConfigFromFlags("", cfg.Kubeconfig)
+	rc, err := clientcmd.BuildConfigFromFlags(cfg.Master, cfg.Kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", cfg.Kubeconfig, err)
 	}

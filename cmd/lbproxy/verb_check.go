@@ -26,10 +26,13 @@ func (a *app) checkVerb() *cobra.Command {
 		Long: `Tell whether this node is fit for lbproxy with this configuration, what is in the
 way, and which dataplane would be used. It changes nothing. The exit code is 1 if
 something fails that is needed.`,
+		Example: `  lbproxy check
+  lbproxy check --config /etc/lbproxy/config.yaml -o json
+  lbproxy check --manifests demo/manifests --dataplane iptables`,
 	}, nil, func(cmd *cobra.Command, cfg config.Config, loader *config.Loader) error {
 		findings, chosen := a.checkDataplane(cfg, loader.ForeignMode())
 		findings = append(findings, a.checkAgent(cmd.Context(), cfg)...)
-		if err := out.print(a.stdout, findings, func(w io.Writer) error { return findingsTable(w, findings) }); err != nil {
+		if err := out.print(a, findings, func(w io.Writer) error { return findingsTable(w, findings) }); err != nil {
 			return err
 		}
 		failed := 0
@@ -43,7 +46,7 @@ something fails that is needed.`,
 		}
 		return nil
 	})
-	out.register(cmd.Flags())
+	out.register(cmd)
 	return cmd
 }
 

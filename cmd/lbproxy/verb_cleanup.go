@@ -19,6 +19,8 @@ func (a *app) cleanupVerb() *cobra.Command {
 asks nothing and prints what it removed. Services are not served afterwards, and
 connections that were translated per packet by eBPF break. It refuses while an
 agent runs.`,
+		Example: `  lbproxy cleanup
+  lbproxy cleanup --config /etc/lbproxy/config.yaml`,
 	}, []string{"config", "bpffs", "cgroup-root", "state-dir"}, func(_ *cobra.Command, cfg config.Config, _ *config.Loader) error {
 		return a.cleanup(cfg)
 	})

@@ -76,9 +76,10 @@ func (a *app) explainVerb() *cobra.Command {
 	var to target
 	var out output
 	cmd := a.verb(&cobra.Command{
-		Use:     "explain --from IP --to IP:PORT[/PROTO]",
-		Short:   "Tell what happens to a new connection on this node, and why",
-		Example: "  lbproxy explain --from 10.244.1.5 --to 10.96.0.10:53/udp",
+		Use:   "explain --from IP --to IP:PORT[/PROTO]",
+		Short: "Tell what happens to a new connection on this node, and why",
+		Example: `  lbproxy explain --from 10.244.1.5 --to 10.96.0.10:53/udp
+  lbproxy explain --from 192.0.2.7 --to 192.0.2.200:30080 -o json`,
 	}, getFlags, func(cmd *cobra.Command, cfg config.Config, _ *config.Loader) error {
 		if from.Is4() != to.Addr.Addr().Is4() {
 			return usageError{fmt.Errorf("from %s to %s: want addresses of one family", from.Addr, to.Addr)}
@@ -93,7 +94,7 @@ func (a *app) explainVerb() *cobra.Command {
 				x.known = a.askHealth(cmd.Context(), cfg)
 				x.Health = x.known.all(e.Service)
 			}
-			return out.print(a.stdout, x, func(w io.Writer) error { return a.explanation(w, from, to, x) })
+			return out.print(a, x, func(w io.Writer) error { return a.explanation(w, from, to, x) })
 		})
 	})
 	cmd.Flags().Var(&from, "from", "the client's address")
@@ -103,7 +104,7 @@ func (a *app) explainVerb() *cobra.Command {
 			panic(err) // there is no such flag
 		}
 	}
-	out.register(cmd.Flags())
+	out.register(cmd)
 	return cmd
 }
 

@@ -19,14 +19,18 @@ var getFlags = []string{"config", "bpffs", "state-dir"}
 
 func (a *app) getVerb() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "get services|backends|connections|health",
-		Short: "Show what is in this node's kernel, whether an agent runs or not, and what the agent thinks of backends",
-		Args:  cobra.NoArgs,
+		Use:   "get services|backends|connections|health|config",
+		Short: "Show what is in this node's kernel, whether an agent runs or not, and what the agent thinks of backends and is configured to do",
+		Example: `  lbproxy get services
+  lbproxy get backends -n shop -o json
+  lbproxy get connections --limit 0
+  lbproxy get health`,
+		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("get what: want services, backends, connections or health")}
+			return usageError{errors.New("get what: want services, backends, connections, health or config")}
 		},
 	}
-	cmd.AddCommand(a.getServices(), a.getBackends(), a.getConnections(), a.getHealth())
+	cmd.AddCommand(a.getServices(), a.getBackends(), a.getConnections(), a.getHealth(), a.getConfig())
 	return cmd
 }
 
@@ -38,7 +42,7 @@ type getter struct {
 
 func (g *getter) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&g.namespace, "namespace", "n", "", "only this namespace; default: all")
-	g.out.register(cmd.Flags())
+	g.out.register(cmd)
 }
 
 func (a *app) getter(cmd *cobra.Command, do func(context.Context, *getter, config.Config, view) error) *cobra.Command {
@@ -64,6 +68,8 @@ func (a *app) getServices() *cobra.Command {
 		Use:     "services",
 		Aliases: []string{"service", "svc"},
 		Short:   "One line for each port of each Service and family",
+		Example: `  lbproxy get services
+  lbproxy get services -n kube-system -o yaml`,
 	}, func(_ context.Context, g *getter, _ config.Config, v view) error {
 		svcs, err := g.services(v)
 		if err != nil {
@@ -74,18 +80,22 @@ func (a *app) getServices() *cobra.Command {
 }
 
 func (a *app) getBackends() *cobra.Command {
-	return a.getter(&cobra.Command{
+	g := &getter{}
+	cmd := a.verb(&cobra.Command{
 		Use:     "backends",
 		Aliases: []string{"backend"},
 		Short:   "One line for each backend of each Service port, with its counters and its health",
-	}, func(ctx context.Context, g *getter, cfg config.Config, v view) error {
-		svcs, err := g.services(v)
+		Example: `  lbproxy get backends
+  lbproxy get backends -n shop -o json`,
+	}, getFlags, func(cmd *cobra.Command, cfg config.Config, _ *config.Loader) error {
+		c, err := a.takeCensus(cmd.Context(), cfg, g.namespace, a.stderr)
 		if err != nil {
 			return err
 		}
-		a.addResting(ctx, cfg, svcs)
-		return g.print(a, listBackends(svcs, a.askHealth(ctx, cfg)))
+		return g.print(a, listBackends(c.services, c.known))
 	})
+	g.register(cmd)
+	return cmd
 }
 
 func (a *app) getConnections() *cobra.Command {
@@ -94,6 +104,8 @@ func (a *app) getConnections() *cobra.Command {
 		Use:     "connections",
 		Aliases: []string{"connection", "conns"},
 		Short:   "Connections of the packet path: those that no socket of this node began",
+		Example: `  lbproxy get connections -n shop
+  lbproxy get connections --limit 0 -o json`,
 	}, func(_ context.Context, g *getter, _ config.Config, v view) error {
 		svcs, err := g.services(v)
 		if err != nil {
@@ -133,5 +145,5 @@ func (g *getter) print(a *app, l list) error {
 		fmt.Fprintf(a.stderr, "no %s\n", l.what)
 		return nil
 	}
-	return g.out.print(a.stdout, l.items, l.table)
+	return g.out.print(a, l.items, l.table)
 }

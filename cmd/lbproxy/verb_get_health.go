@@ -22,6 +22,8 @@ func (a *app) getHealth() *cobra.Command {
 		Long: `One line for each backend that the agent of this node watches: what it thinks of it,
 and why. The agent is asked: it must run. A backend is watched when its Service asks for
 probes, or when a connection to it has failed.`,
+		Example: `  lbproxy get health
+  lbproxy get health -n shop -o yaml`,
 	}, getFlags, func(cmd *cobra.Command, cfg config.Config, _ *config.Loader) error {
 		vs, err := a.ask(cmd.Context(), cfg.StateDir)
 		if err != nil {

@@ -29,23 +29,22 @@ import (
 
 func (a *app) runVerb() *cobra.Command {
 	var initOnly bool
+	var writeTo string
 	cmd := a.verb(&cobra.Command{
 		Use:   "run",
 		Short: "Serve the cluster's Services on this node",
 		Long: `Serve the cluster's Services on this node until SIGTERM or SIGINT. Stopping leaves
 everything in the kernel: connections go on and new ones are balanced over the
 backends known last. "lbproxy cleanup" removes it.`,
+		Example: `  lbproxy run --config /etc/lbproxy/config.yaml
+  lbproxy run --kubeconfig /etc/lbproxy/kubeconfig --cluster-cidr 10.244.0.0/16
+  lbproxy run --manifests demo/manifests --node-name node --dataplane ebpf`,
 	}, nil, func(cmd *cobra.Command, cfg config.Config, loader *config.Loader) error {
+		if writeTo != "" {
+			return writeConfig(loader, writeTo)
+		}
 		log, level := newLogger(a.stderr, cfg)
-		for _, name := range loader.Unknown() {
-			log.Warn("variable of the environment names no field", "variable", name)
-		}
-		if idle := loader.Idle(); len(idle) > 0 {
-			log.Warn("fields of kube-proxy's configuration have no effect", "fields", idle)
-		}
-		if mode := loader.ForeignMode(); mode != "" {
-			log.Warn("a mode of kube-proxy that lbproxy has not; auto is used", "mode", mode)
-		}
+		warnOf(loader, log)
 		if initOnly {
 			a.initNode(cfg, log)
 			log.Info("the node is prepared; as init-only says, nothing is served")
@@ -60,11 +59,37 @@ backends known last. "lbproxy cleanup" removes it.`,
 		return a.serve(ctx, cfg, loader, log, level)
 	})
 	cmd.Flags().BoolVar(&initOnly, "init-only", false, "mount the bpffs if there is none, set the node's sysctls as kube-proxy does, and exit")
+	cmd.Flags().StringVar(&writeTo, "write-config-to", "", "write the configuration to this file, as a ProxyConfiguration, and exit")
 	return cmd
 }
 
+// warnOf tells what was given and has no effect.
+func warnOf(loader *config.Loader, log *slog.Logger) {
+	for _, name := range loader.Unknown() {
+		log.Warn("variable of the environment names no field", "variable", name)
+	}
+	if idle := loader.Idle(); len(idle) > 0 {
+		log.Warn("fields of kube-proxy's configuration have no effect", "fields", idle)
+	}
+	for _, flag := range loader.IdleFlags() {
+		log.Warn("a flag of kube-proxy has no effect", "flag", flag[0], "because", flag[1])
+	}
+	if mode := loader.ForeignMode(); mode != "" {
+		log.Warn("a mode of kube-proxy that lbproxy has not; auto is used", "mode", mode)
+	}
+}
+
+// writeConfig writes what was read from everywhere into one file.
+func writeConfig(loader *config.Loader, path string) error {
+	text, err := loader.File()
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	return os.WriteFile(path, text, 0o644)
+}
+
 // serve runs the agent until ctx ends.
-func (a *app) serve(ctx context.Context, cfg config.Config, loader *config.Loader, log *slog.Logger, level *slog.LevelVar) (err error) {
+func (a *app) serve(ctx context.Context, cfg config.Config, loader *config.Loader, log *slog.Logger, level *verbosity) (err error) {
 	if cfg.NodeName == "" {
 		if cfg.NodeName, err = hostName(); err != nil {
 			return err
@@ -85,7 +110,7 @@ func (a *app) serve(ctx context.Context, cfg config.Config, loader *config.Loade
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
 	a.prepareNode(cfg, log) // not before it is certain that this agent may serve
-	n, err := a.newNode(cfg, loader, own, src, dp, chosen, approx, log, verbosity(level, cfg.LogLevel))
+	n, err := a.newNode(newConfigured(cfg, loader, a.environ, log), own, src, dp, chosen, approx, log, level)
 	if err != nil {
 		return err
 	}
@@ -107,7 +132,9 @@ func hostName() (string, error) {
 
 // node is a running lbproxy: everything that has a Run.
 type node struct {
-	cfg      config.Config
+	cfg      config.Config // at the start: what conf has is as new
+	conf     *configured
+	metrics  *server.Metrics
 	dp       plane
 	chosen   choice
 	approx   *approximations
@@ -122,22 +149,23 @@ type node struct {
 	eligible server.Eligibility
 	told     <-chan struct{} // closed when everybody has heard of the own Node
 
+	verbosity   *verbosity
 	verdicts    func() []health.Verdict
 	healthStats func() server.HealthStats
 }
 
 func (a *app) newNode(
-	cfg config.Config, loader *config.Loader, own *ownNode, src *source, dp plane, chosen choice, approx *approximations, log *slog.Logger,
-	setVerbosity func(string) error,
+	conf *configured, own *ownNode, src *source, dp plane, chosen choice, approx *approximations, log *slog.Logger, level *verbosity,
 ) (*node, error) {
+	cfg := conf.cfg
 	_, other := a.kernel.access(chosen.dataplane)
-	n := &node{cfg: cfg, dp: dp, chosen: chosen, approx: approx, src: src, told: own.told(), other: newSwitchover(cfg, dp, other, log)}
+	n := &node{cfg: cfg, conf: conf, verbosity: level, dp: dp, chosen: chosen, approx: approx, src: src, told: own.told(), other: newSwitchover(cfg, dp, other, log)}
 	n.eligible.NeedsNode = cfg.Manifests == "" // a directory need not have one
 	fallback := ""
 	if chosen.fallback {
 		fallback = chosen.reason
 	}
-	metrics := server.NewMetrics(version, server.Sources{
+	n.metrics = server.NewMetrics(version, server.Sources{
 		Dataplane:    chosen.dataplane,
 		Fallback:     fallback,
 		Stats:        dp.Stats,
@@ -147,8 +175,11 @@ func (a *app) newNode(
 		Changes:      func() server.Changes { return countChanges(src.store.Tallies()) },
 		Approximated: approx.count,
 		Health:       n.healthNumbers,
+		Config:       conf.tell,
+		Detail:       cfg.MetricsDetail,
+		MaxServices:  int(cfg.MetricsMaxServices),
 	})
-	countRequests(metrics)
+	countRequests(n.metrics)
 	checks := server.ServiceHealthOptions{
 		Healthy: func() bool { return n.health().Live() },
 		Addrs:   cfg.NodePortAddresses,
@@ -159,36 +190,49 @@ func (a *app) newNode(
 		checks.Reporter = src.events
 	}
 	n.checks = server.NewServiceHealth(checks)
-	n.watch(a.prober(cfg), metrics, log)
+	n.watch(a.prober(cfg), n.metrics, log)
 	var err error
-	if n.agent, err = agent.New(n.agentOptions(metrics, log)); err != nil {
+	if n.agent, err = agent.New(n.agentOptions(n.metrics, log)); err != nil {
 		return nil, err
 	}
-	answers := server.HealthHandler(n.health, metrics.Answered)
+	answers := server.HealthHandler(n.health, n.metrics.Answered)
 	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
-	pages := n.pages(loader, log)
-	pages.Metrics, pages.SetVerbosity = metrics.Gatherer(), setVerbosity
+	pages := n.pages(log)
+	pages.Metrics, pages.SetVerbosity = n.metrics.Gatherer(), level.set
+	if cfg.Web {
+		pages.Web = a.webData(n)
+	}
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, server.MetricsHandler(pages), log)
 	if cfg.StateDir != "" {
-		n.control = &server.Control{Dir: cfg.StateDir, Verdicts: n.tell, Resting: func() []server.Resting { return restingTold(n.monitor.Resting()) }, Log: log}
+		n.control = &server.Control{
+			Dir: cfg.StateDir, Verdicts: n.tell, Resting: n.resting, Config: conf.tell, Log: log,
+		}
 	}
 	own.tell(n.eligible.SetNode)
 	own.tell(n.checks.SetNode)
 	if dp, ok := dp.(dataplane.NodeSetter); ok {
 		own.tell(dp.SetNode)
 	}
+	conf.apply = func(old, cfg config.Config) { n.reconfigure(a, old, cfg, log) }
+	if src.events != nil {
+		conf.event = src.events.NodeEvent
+	}
 	return n, nil
 }
 
 // pages are what the metrics server shows besides numbers.
-func (n *node) pages(loader *config.Loader, log *slog.Logger) server.Pages {
+func (n *node) pages(log *slog.Logger) server.Pages {
 	return server.Pages{
-		Mode:      n.chosen.dataplane,
-		Configz:   func() any { return map[string]any{"lbproxy": loader.Fields(), "sources": loader.Sources()} },
-		Flags:     func() map[string]string { return loader.Flagz() },
+		Mode: n.chosen.dataplane,
+		Configz: func() any {
+			told := n.conf.tell()
+			return map[string]any{"lbproxy": told.Fields, "sources": told.Sources}
+		},
+		Flags:     n.conf.flagz,
 		Version:   version,
+		Node:      n.cfg.NodeName,
 		Started:   time.Now(),
-		Profiling: n.cfg.Profiling,
+		Profiling: func() bool { return n.conf.now().Profiling },
 		Log:       log,
 	}
 }
@@ -251,6 +295,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.src.run(ctx) })
 	g.Go(func() error { return n.checks.Run(ctx) })
 	g.Go(func() error { return trim(ctx) })
+	g.Go(func() error { return n.conf.run(ctx) })
 	for _, s := range n.servers {
 		g.Go(func() error { return s.Run(ctx) })
 	}
@@ -265,7 +310,7 @@ func (n *node) health() server.Health {
 	st, now := n.agent.Status(), time.Now()
 	h := server.Health{Synced: st.Synced, NodeEligible: n.eligible.Eligible()}
 	for i, f := range st.Families {
-		h.Families[i] = server.FamilyHealth{Live: f.Healthy(now, 2*n.cfg.SyncPeriod), LastUpdated: f.LastSuccess}
+		h.Families[i] = server.FamilyHealth{Live: f.Healthy(now, 2*n.conf.now().SyncPeriod), LastUpdated: f.LastSuccess}
 	}
 	return h
 }

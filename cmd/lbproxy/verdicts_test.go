@@ -61,7 +61,7 @@ func TestWithoutAnAgent(t *testing.T) {
 	}
 	a, stdout, stderr := fakeApp(exampleKernel())
 	a.ask = func(context.Context, string) ([]server.Verdict, error) { return nil, server.ErrNoAgent }
-	if code := a.execute([]string{"get", "health"}); code != exitFailure || stdout.Len() > 0 || stderr.String() != "lbproxy: no agent answers\n" {
+	if code := a.execute([]string{"get", "health"}); code != exitFailure || stdout.Len() > 0 || stderr.String() != "lbproxy: no agent answers (is lbproxy run active on this node, with this --state-dir?)\n" {
 		t.Errorf("get health: code %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
 }
@@ -146,7 +146,7 @@ func TestRunAnswersAtTheControlSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := (&app{}).newNode(cfg, nil, own, src, &fullPlane{}, choice{dataplane: config.EBPF}, newApproximations(log), log, nil)
+	n, err := (&app{}).newNode(newConfigured(cfg, config.New(), nil, log), own, src, &fullPlane{}, choice{dataplane: config.EBPF}, newApproximations(log), log, &verbosity{})
 	if err != nil || n.control == nil || n.control.Dir != dir {
 		t.Fatalf("control %+v, %v, want one in %s", n.control, err, dir)
 	}

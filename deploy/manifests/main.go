@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/lbproxy/lbproxy/deploy/internal/chart"
 	"github.com/lbproxy/lbproxy/internal/config"
@@ -53,6 +54,9 @@ func write(deploy string) error {
 	if err := writeSchema(filepath.Join(chart.Dir(deploy), "values.schema.json")); err != nil {
 		return err
 	}
+	if err := os.WriteFile(filepath.Join(chart.Dir(deploy), "files", "reloadable-fields"), reloadable(), 0o644); err != nil {
+		return err
+	}
 	out, _, err := chart.Render(chart.Dir(deploy), chart.Values{"namespace": chart.Values{"create": true}})
 	if err != nil {
 		return err
@@ -65,6 +69,18 @@ func write(deploy string) error {
 	return nil
 }
 
+// reloadable lists the fields that lbproxy takes over while it runs. Those that become
+// sysctls are not among them: the init container sets these, and lbproxy's own may not.
+func reloadable() []byte {
+	var names bytes.Buffer
+	for _, f := range config.New().Table() {
+		if f.Live && !strings.HasPrefix(f.Name, "conntrack") {
+			fmt.Fprintln(&names, f.Name)
+		}
+	}
+	return names.Bytes()
+}
+
 // writeSchema puts the fields that a configuration file may have into the schema of the
 // chart's values at path.
 func writeSchema(path string) error {
@@ -72,7 +88,7 @@ func writeSchema(path string) error {
 	if err != nil {
 		return err
 	}
-	fields := config.New(nil).Fields()
+	fields := config.New().Fields()
 	delete(fields, "config") // names the file
 	names, err := json.Marshal(slices.Sorted(maps.Keys(fields)))
 	if err != nil {

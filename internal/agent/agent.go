@@ -81,11 +81,12 @@ type Agent struct {
 	broken string                    // the last failure of a whole Sync that was logged
 	audits auditor
 
-	mu       sync.Mutex
-	defaults Defaults  // that were asked for
-	arrived  time.Time // when the oldest event that is not yet taken came in
-	status   Status
-	applied  map[lb.ServiceName]*dataplane.Service
+	mu          sync.Mutex
+	auditPeriod time.Duration // that was asked for
+	defaults    Defaults      // that were asked for
+	arrived     time.Time     // when the oldest event that is not yet taken came in
+	status      Status
+	applied     map[lb.ServiceName]*dataplane.Service
 }
 
 // New returns an Agent. It fails if the default algorithm is unknown.
@@ -95,10 +96,13 @@ func New(o Options) (*Agent, error) {
 	}
 	defaults := Defaults{Algorithm: o.Algorithm, SlowStart: o.SlowStart}
 	a := &Agent{
-		opts:     o,
-		log:      o.Log,
-		began:    time.Now(),
-		audits:   newAuditor(o.Dataplane, o.AuditPeriod),
+		opts:   o,
+		log:    o.Log,
+		began:  time.Now(),
+		audits: newAuditor(o.Dataplane, o.AuditPeriod),
+
+		auditPeriod: o.AuditPeriod,
+
 		wake:     make(chan struct{}, 1),
 		ledger:   newLedger(defaults),
 		told:     map[lb.ServiceName]string{},
@@ -110,6 +114,13 @@ func New(o Options) (*Agent, error) {
 		a.ledger.live = o.Loads.Live
 	}
 	return a, nil
+}
+
+// Defaults returns what Services do that do not say it.
+func (a *Agent) Defaults() Defaults {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.defaults
 }
 
 // SetDefaultAlgorithm changes the algorithm of Services that name none, and
@@ -163,6 +174,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		}
 		a.collect()
+		a.takePeriod()
 		a.sync(ctx)
 		timer = nil
 		if at, ok := a.ledger.wakeTime(); ok {

@@ -31,6 +31,36 @@ type auditor struct {
 	broken string // the last failure that was logged
 }
 
+// AuditPeriod returns how long a comparison of everything with the kernel takes.
+func (a *Agent) AuditPeriod() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.auditPeriod
+}
+
+// SetAuditPeriod changes how long a comparison of everything with the kernel takes; 0:
+// there is none.
+func (a *Agent) SetAuditPeriod(d time.Duration) {
+	a.mu.Lock()
+	a.auditPeriod = d
+	a.mu.Unlock()
+	select {
+	case a.wake <- struct{}{}:
+	default: // Run has not yet looked
+	}
+}
+
+// takePeriod begins anew if the period is another one. It belongs to Run.
+func (a *Agent) takePeriod() {
+	a.mu.Lock()
+	period := a.auditPeriod
+	a.mu.Unlock()
+	if period != a.audits.period {
+		a.audits.end()
+		a.audits = newAuditor(a.opts.Dataplane, period)
+	}
+}
+
 func newAuditor(dp dataplane.Dataplane, period time.Duration) auditor {
 	plane, _ := dp.(dataplane.Auditor)
 	if period <= 0 {

@@ -3,7 +3,7 @@
 package config
 
 import (
-	"errors"
+	"encoding/json"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -21,12 +21,7 @@ import (
 // load reads a configuration from all sources as a verb does.
 func load(t *testing.T, file string, environ, args []string) (*Loader, Config, error) {
 	t.Helper()
-	l := New(func(name string) error {
-		if name != "random" && name != "round-robin" {
-			return errors.New("unknown algorithm")
-		}
-		return nil
-	})
+	l := New("random", "round-robin")
 	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	l.Flags(fs)
 	if file != "" {
@@ -80,6 +75,7 @@ func TestPrecedence(t *testing.T) {
 // file are by their names there.
 const everything = `
 kubeconfig: /etc/kubeconfig
+master: https://192.0.2.1:6443
 nodeName: Worker-1
 dataplane: ebpf
 algorithm: round-robin
@@ -100,6 +96,9 @@ healthzBindAddress: ":20256"
 metricsBindAddress: "::1"
 bindAddressHardFail: yes
 profiling: true
+web: true
+metricsDetail: backend
+metricsMaxServices: 50
 oomScoreAdj: -500
 logLevel: debug
 logFormat: json
@@ -155,7 +154,7 @@ func TestEveryFieldFromTheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		Kubeconfig: "/etc/kubeconfig", NodeName: "worker-1", Dataplane: "ebpf", Algorithm: "round-robin",
+		Kubeconfig: "/etc/kubeconfig", Master: "https://192.0.2.1:6443", NodeName: "worker-1", Dataplane: "ebpf", Algorithm: "round-robin",
 		SlowStart: 30 * time.Second, HashSeed: 0xfedcba9876543210,
 		CgroupRoot: "/cg", BPFFS: "/bpf", StateDir: "/state",
 		Devices:         []string{"eth0", "cali*"},
@@ -165,6 +164,7 @@ func TestEveryFieldFromTheFile(t *testing.T) {
 			netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
 		}},
 		MasqueradeAll: true, BindAddressHardFail: true, Profiling: true, OOMScoreAdj: -500,
+		Web: true, MetricsDetail: BackendDetail, MetricsMaxServices: 50,
 		HealthzBindAddress: netip.MustParseAddrPort("0.0.0.0:20256"),
 		MetricsBindAddress: netip.MustParseAddrPort("[::1]:10249"),
 		LogLevel:           slog.LevelDebug, LogFormat: "json",
@@ -216,7 +216,7 @@ func TestFieldsAreReadable(t *testing.T) {
 	for name, want := range map[string]any{
 		"devices": []string{"eth0", "cali*"}, "maxFlows": uint32(1000000), "masqueradeAll": true,
 		"syncPeriod": "1m0s", "slowStart": "30s", "hashSeed": "18364758544493064720", "logLevel": "debug", "manifests": "",
-		"healthCheck": "exec", "healthCheckVerify": true, "healthPassive": false, "healthPanic": "0", "healthCheckRise": "4", "healthScriptUser": "100:101",
+		"healthCheck": "exec", "healthCheckVerify": true, "healthPassive": false, "healthPanic": json.Number("0"), "healthCheckRise": json.Number("4"), "healthScriptUser": "100:101",
 	} {
 		if !reflect.DeepEqual(fields[name], want) {
 			t.Errorf("field %s = %#v, want %#v", name, fields[name], want)
@@ -225,7 +225,7 @@ func TestFieldsAreReadable(t *testing.T) {
 }
 
 func TestDefaultsAreReadable(t *testing.T) {
-	l := New(nil)
+	l := New()
 	l.flags.VisitAll(func(f *pflag.Flag) {
 		before := f.Value.String()
 		if err := f.Value.Set(before); err != nil || f.Value.String() != before {
@@ -463,7 +463,7 @@ func TestSeeds(t *testing.T) {
 }
 
 func TestSubsetOfFlags(t *testing.T) {
-	l := New(nil)
+	l := New()
 	fs := pflag.NewFlagSet("get", pflag.ContinueOnError)
 	l.Flags(fs, "bpffs", "config")
 	if fs.Lookup("bpffs") == nil || fs.Lookup("kubeconfig") != nil {

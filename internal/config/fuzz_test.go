@@ -26,14 +26,14 @@ func FuzzFile(f *testing.F) {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		first, err := New(nil).Load([]string{"LBPROXY_CONFIG=" + path})
+		first, err := New().Load([]string{"LBPROXY_CONFIG=" + path})
 		if err != nil {
 			if err.Error() == "" {
 				t.Error("refused without a word")
 			}
 			return
 		}
-		again, err := New(nil).Load([]string{"LBPROXY_CONFIG=" + path})
+		again, err := New().Load([]string{"LBPROXY_CONFIG=" + path})
 		if err != nil || !reflect.DeepEqual(first, again) {
 			t.Errorf("read again: %v, got\n%+v, want\n%+v", err, again, first)
 		}

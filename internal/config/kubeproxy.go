@@ -4,17 +4,13 @@ package config
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // kube-proxy's configuration file says what it is. Those of the same apiVersion and kind
 // are read as they are, so that a node can keep its file.
-// Source: Kubernetes 1.37 staging/src/k8s.io/kube-proxy/config/v1alpha1/types.go.
 const (
 	kubeProxyGroup   = "kubeproxy.config.k8s.io/"
 	kubeProxyVersion = kubeProxyGroup + "v1alpha1"
@@ -24,117 +20,96 @@ const (
 // modeNFTables is a mode of kube-proxy that has fields of its own.
 const modeNFTables = "nftables"
 
-// kubeProxyFields leads from the fields of kube-proxy's file to flags. Some depend on
-// others and are not here, see fromKubeProxy.
-var kubeProxyFields = map[string]string{
-	"clientConnection.kubeconfig":     "kubeconfig",
-	"hostnameOverride":                "node-name",
-	"healthzBindAddress":              "healthz-bind-address",
-	"metricsBindAddress":              "metrics-bind-address",
-	"bindAddressHardFail":             "bind-address-hard-fail",
-	"enableProfiling":                 "profiling",
-	"mode":                            "dataplane",
-	"iptables.localhostNodePorts":     "iptables-localhost-nodeports",
-	"detectLocalMode":                 "detect-local-mode",
-	"clusterCIDR":                     "cluster-cidr",
-	"nodePortAddresses":               "nodeport-addresses",
-	"oomScoreAdj":                     "oom-score-adj",
-	"conntrack.maxPerCore":            "conntrack-max-per-core",
-	"conntrack.min":                   "conntrack-min",
-	"conntrack.tcpEstablishedTimeout": "conntrack-tcp-timeout-established",
-	"conntrack.tcpCloseWaitTimeout":   "conntrack-tcp-timeout-close-wait",
-	"conntrack.tcpBeLiberal":          "conntrack-tcp-be-liberal",
-	"conntrack.udpTimeout":            "conntrack-udp-timeout",
-	"conntrack.udpStreamTimeout":      "conntrack-udp-timeout-stream",
-	"logging.format":                  "log-format",
-
-	"featureGates.AllowServiceExternalIPs": "allow-external-ips",
-}
-
-// kubeProxyIdle are fields that may say something, and nothing is lost with it.
-var kubeProxyIdle = []string{
-	"apiVersion", "kind", "configSyncPeriod", "portRange", "windowsRunAsService", "winkernel", "ipvs",
-	"clientConnection", "detectLocal", "featureGates", "iptables.minSyncPeriod", "nftables.minSyncPeriod",
-	"iptables", "nftables", "logging", "showHiddenMetricsForVersion",
-}
+// verbose is the verbosity of kube-proxy from which on it tells what is for who looks for
+// a fault.
+const verbose = 4
 
 // fromKubeProxy takes over kube-proxy's file. What it leaves at the zero value, kube-proxy
-// has a default for; it is this package's, too. Fields without effect here are noted.
+// has a default for; it is this package's, too. Fields that kube-proxy does not know are
+// noted.
 func (l *Loader) fromKubeProxy(fields map[string]any) []error {
-	if v := fields["apiVersion"]; v != kubeProxyVersion {
-		return []error{&Error{configFlag, l.path, fmt.Errorf("apiVersion %v: want %s", v, kubeProxyVersion)}}
+	if v := fields[fieldVersion]; v != kubeProxyVersion {
+		return []error{&Error{fieldVersion, l.path, wantVersion(v)}}
 	}
 	given := map[string]any{}
 	flatten("", fields, given)
-	leads := maps.Clone(kubeProxyFields)
-	mode := IPTables // whose fields kube-proxy reads
-	if given["mode"] == modeNFTables {
-		mode = modeNFTables
-	}
-	leads[mode+".masqueradeAll"] = "masquerade-all"
-	leads[mode+".masqueradeBit"] = "iptables-masquerade-bit"
-	leads[mode+".syncPeriod"] = "sync-period"
-	switch given["detectLocalMode"] { // of another mode they are not read
-	case "BridgeInterface":
-		leads["detectLocal.bridgeInterface"] = "pod-bridge-interface"
-	case "InterfaceNamePrefix":
-		leads["detectLocal.interfaceNamePrefix"] = "pod-interface-name-prefix"
-	}
 	var cs []candidate
 	var errs []error
 	for _, field := range slices.Sorted(maps.Keys(given)) {
-		flag, ok := leads[field]
-		if !ok {
-			l.noteIdle(field, given[field])
+		source := l.path + ": " + field
+		flag, v := l.leadsTo(field, given)
+		if flag == "" {
 			continue
 		}
-		source := l.path + ": " + field
-		text, err := scalar(given[field], l.flags.Lookup(flag).Value.Type())
+		text, err := scalar(v, l.flags.Lookup(flag).Value.Type())
 		if err != nil {
 			errs = append(errs, &Error{flag, source, err})
 			continue
 		}
 		cs = append(cs, candidate{flag, source, text})
 	}
-	if verbose(given["logging.verbosity"]) {
-		cs = append(cs, candidate{"log-level", l.path + ": logging.verbosity", "debug"})
+	if text, ok := given["bindAddress"].(string); ok && l.bindAddress.text == "" {
+		l.bindAddress = candidate{source: l.path + ": bindAddress", text: text}
 	}
-	return append(errs, l.take(append(cs, l.boundByFamily(given)...))...)
+	return append(errs, l.take(cs)...)
 }
 
-// boundByFamily returns the addresses of servers that follow from another one.
-func (l *Loader) boundByFamily(given map[string]any) (cs []candidate) {
-	text, _ := given["bindAddress"].(string)
-	addr, err := netip.ParseAddr(text)
+// leadsTo returns the flag that a field of kube-proxy's file leads to, and its value there;
+// nothing if it has no effect.
+func (l *Loader) leadsTo(field string, given map[string]any) (flag string, v any) {
+	row := find(kubeProxyFields, field)
+	if row == nil {
+		l.idle = append(l.idle, field)
+		return "", nil
+	}
+	v = given[field]
+	mode := IPTables // whose fields kube-proxy reads
+	if given["mode"] == modeNFTables {
+		mode = modeNFTables
+	}
+	counts := true
+	switch field {
+	case "featureGates." + gateExternalIPs:
+		return row.to, v
+	case "logging.verbosity":
+		counts, v = isVerbose(v), "debug"
+	case "bindAddress":
+		if v != "0.0.0.0" && v != "::" { // kube-proxy takes it for the node's address
+			l.idle = append(l.idle, field)
+		}
+	case "detectLocal.bridgeInterface": // of another mode they are not read
+		counts = given["detectLocalMode"] == "BridgeInterface"
+	case "detectLocal.interfaceNamePrefix":
+		counts = given["detectLocalMode"] == "InterfaceNamePrefix"
+	case "iptables.masqueradeAll", "iptables.masqueradeBit", "iptables.syncPeriod":
+		counts = mode == IPTables
+	case "nftables.masqueradeAll", "nftables.masqueradeBit", "nftables.syncPeriod":
+		counts = mode == modeNFTables
+	default:
+		counts = row.name == field
+	}
+	if !counts {
+		return "", nil
+	}
+	return row.to, v
+}
+
+// bindByFamily makes the servers listen at the family of kube-proxy's bindAddress, where
+// nobody says at which address.
+func (l *Loader) bindByFamily() []error {
+	addr, err := netip.ParseAddr(l.bindAddress.text)
 	if err != nil || addr.Is4() {
 		return nil
 	}
-	for field, at := range map[string]string{"healthzBindAddress": "[::]:10256", "metricsBindAddress": "[::1]:10249"} {
-		if given[field] == nil {
-			cs = append(cs, candidate{kubeProxyFields[field], l.path + ": bindAddress", at})
-		}
-	}
-	return cs
+	source := l.bindAddress.source
+	return l.take([]candidate{{"healthz-bind-address", source, "[::]:10256"}, {"metrics-bind-address", source, "[::1]:10249"}})
 }
 
-// verbose tells whether a verbosity of kube-proxy has messages for who looks for a fault.
-func verbose(v any) bool {
+// isVerbose tells whether a verbosity of kube-proxy is at least verbose.
+func isVerbose(v any) bool {
 	number, _ := v.(json.Number)
 	n, err := number.Int64()
-	return err == nil && n >= 4
-}
-
-// noteIdle notes a field that has no effect, unless it is known that nothing is lost.
-func (l *Loader) noteIdle(field string, v any) {
-	if field == "bindAddress" && (v == "0.0.0.0" || v == "::") {
-		return
-	}
-	for _, idle := range kubeProxyIdle {
-		if field == idle || strings.HasPrefix(field, idle+".") {
-			return
-		}
-	}
-	l.idle = append(l.idle, field)
+	return err == nil && n >= verbose
 }
 
 // flatten writes the values of nested fields that are not zero into out, by their path.
@@ -165,17 +140,3 @@ func zero(v any) bool {
 	}
 	return false
 }
-
-// isKubeProxy tells whether a file is one of kube-proxy's.
-func isKubeProxy(fields map[string]any) (bool, error) {
-	kind, ok := fields["kind"]
-	if !ok {
-		return false, nil
-	}
-	if version, _ := fields["apiVersion"].(string); kind == kubeProxyKind && strings.HasPrefix(version, kubeProxyGroup) {
-		return true, nil
-	}
-	return false, fmt.Errorf("is a %v: %w", kind, errKind)
-}
-
-var errKind = errors.New("want a flat list of fields such as nodeName: worker-1, or a " + kubeProxyKind + " of " + kubeProxyVersion)

@@ -132,7 +132,7 @@ func TestBadFilesOfKubeProxy(t *testing.T) {
 	}{
 		"value":     {head + "conntrack: {min: many}", []string{"conntrack-min (from ", "c.yaml: conntrack.min)", `"many": want a number`}},
 		"type":      {head + "clusterCIDR: 10", []string{"cluster-cidr (from ", "want text, in quotes"}},
-		"version":   {strings.Replace(head, "v1alpha1", "v9", 1), []string{"apiVersion kubeproxy.config.k8s.io/v9: want kubeproxy.config.k8s.io/v1alpha1"}},
+		"version":   {strings.Replace(head, "v1alpha1", "v9", 1), []string{"apiVersion (from ", "kubeproxy.config.k8s.io/v9: want kubeproxy.config.k8s.io/v1alpha1"}},
 		"kind":      {"apiVersion: v1\nkind: ConfigMap\n", []string{"is a ConfigMap", "KubeProxyConfiguration"}},
 		"of both":   {head + "nodeName: a", nil},
 		"no prefix": {head + "detectLocalMode: InterfaceNamePrefix", []string{"InterfaceNamePrefix needs pod-interface-name-prefix"}},

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,7 @@ const (
 	fromFlag    = "flag"
 	fromDefault = "default"
 	configFlag  = "config" // the one that cannot be in the file
+	checkFlag   = "health-check"
 )
 
 // Error is a value that cannot be used. Errors of one load are joined.
@@ -49,25 +51,35 @@ func (e *Error) Unwrap() error { return e.Err }
 // Loader reads one Config. Its flags are parsed by whoever has the command line,
 // before Load.
 type Loader struct {
-	config  Config
-	path    string // --config
-	flags   *pflag.FlagSet
-	sources map[string]string // by flag name
-	unknown []string
-	idle    []string // fields of kube-proxy's file that have no effect
+	algorithms []string
+	config     Config
+	path       string      // --config
+	hash       string      // of the file's content
+	seen       os.FileInfo // the file before it was read; nil: it was not there
+	flags      *pflag.FlagSet
+	section    string            // of the fields that are registered now
+	sources    map[string]string // by flag name
+	unknown    []string
+	idle       []string // fields of kube-proxy's file that have no effect
+
+	foreign     []*pflag.Flag // flags of kube-proxy that are none here
+	idleFlags   []theirs      // those that have no effect
+	bindAddress candidate     // of kube-proxy, which says at which family servers listen
 
 	foreignMode string // of kube-proxy, which Dataplane was given as; empty: none
 }
 
-// New returns a Loader with the defaults. checkAlgorithm returns an error for an
-// algorithm's name that is not known; nil knows all.
-func New(checkAlgorithm func(string) error) *Loader {
+// New returns a Loader with the defaults. algorithms are the names of those that there are;
+// none: any name is taken.
+func New(algorithms ...string) *Loader {
 	l := &Loader{
-		config:  Default(),
-		flags:   pflag.NewFlagSet("lbproxy", pflag.ContinueOnError),
-		sources: map[string]string{},
+		algorithms: algorithms,
+		config:     Default(),
+		flags:      pflag.NewFlagSet("lbproxy", pflag.ContinueOnError),
+		sources:    map[string]string{},
 	}
-	l.register(checkAlgorithm)
+	l.flags.SortFlags = false
+	l.register(algorithms)
 	return l
 }
 
@@ -82,8 +94,10 @@ func (l *Loader) Flags(fs *pflag.FlagSet, names ...string) {
 	})
 }
 
-// Normalize turns an alias of a flag into the flag's name.
+// Normalize turns an alias of a flag into the flag's name. Underscores are dashes, as in
+// kube-proxy.
 func Normalize(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	name = strings.ReplaceAll(name, "_", "-")
 	return pflag.NormalizedName(cmp.Or(aliases[name], name))
 }
 
@@ -95,10 +109,11 @@ func (l *Loader) Load(environ []string) (Config, error) {
 			l.sources[f.Name] = fromFlag
 		}
 	})
-	errs := l.fromEnvironment(environ)
+	errs := append(l.fromKubeProxyFlags(), l.fromEnvironment(environ)...)
 	if l.path != "" {
 		errs = append(errs, l.fromFile()...)
 	}
+	errs = append(errs, l.bindByFamily()...)
 	return l.config, errors.Join(append(errs, l.combinations()...)...)
 }
 
@@ -126,7 +141,7 @@ func (l *Loader) combinations() (errs []error) {
 		}
 	}
 	if c.Health.Probe.Kind == lb.ProbeExec {
-		const check = "health-check"
+		const check = checkFlag
 		for _, needs := range [][2]string{{"health-check-script", c.Health.Probe.Script}, {"health-script-dir", c.Scripts.Dir}} {
 			if needs[1] == "" {
 				errs = append(errs, &Error{Field: check, Source: l.origin(check), Err: fmt.Errorf("exec needs %s", needs[0])})
@@ -144,6 +159,16 @@ func (l *Loader) Unknown() []string { return l.unknown }
 // sorted.
 func (l *Loader) Idle() []string { return l.idle }
 
+// IdleFlags returns the flags of kube-proxy that were given and have no effect, with the
+// reason.
+func (l *Loader) IdleFlags() [][2]string {
+	var all [][2]string
+	for _, f := range l.idleFlags {
+		all = append(all, [2]string{"--" + f.name, f.why})
+	}
+	return all
+}
+
 // ForeignMode returns the mode of kube-proxy that was given for the dataplane and that
 // lbproxy has not, so that Auto is used in its place; or nothing.
 func (l *Loader) ForeignMode() string { return l.foreignMode }
@@ -151,7 +176,7 @@ func (l *Loader) ForeignMode() string { return l.foreignMode }
 // Fields returns every field by its name in the file, as JSON has it.
 func (l *Loader) Fields() map[string]any {
 	fields := map[string]any{}
-	l.flags.VisitAll(func(f *pflag.Flag) { fields[fieldName(f.Name)] = f.Value.(plain).plain() })
+	l.flags.VisitAll(func(f *pflag.Flag) { fields[fieldName(f.Name)] = f.Value.(described).plain() })
 	return fields
 }
 
@@ -207,9 +232,7 @@ func (l *Loader) take(cs []candidate) (errs []error) {
 }
 
 func (l *Loader) fromEnvironment(environ []string) []error {
-	known := l.names(func(flag string) string {
-		return EnvPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
-	})
+	known := l.names(variable)
 	var cs []candidate
 	for _, kv := range slices.Sorted(slices.Values(environ)) {
 		name, value, _ := strings.Cut(kv, "=")
@@ -233,10 +256,12 @@ func serviceLink(name string) bool {
 }
 
 func (l *Loader) fromFile() []error {
+	l.seen = stat(l.path)
 	content, err := os.ReadFile(l.path)
 	if err != nil {
 		return []error{&Error{configFlag, l.origin(configFlag), err}}
 	}
+	l.hash = hashOf(content)
 	var fields map[string]any
 	if err := yaml.UnmarshalStrict(content, &fields, useNumber); err != nil {
 		err = fmt.Errorf("%s: %w", l.path, err)
@@ -244,10 +269,12 @@ func (l *Loader) fromFile() []error {
 	}
 	switch theirs, err := isKubeProxy(fields); {
 	case err != nil:
-		return []error{&Error{configFlag, l.path, err}}
+		return []error{&Error{fieldKind, l.path, err}}
 	case theirs:
 		return l.fromKubeProxy(fields)
 	}
+	delete(fields, fieldVersion)
+	delete(fields, fieldKind)
 	known := l.names(fieldName)
 	delete(known, fieldName(configFlag))
 	var cs []candidate
@@ -340,4 +367,16 @@ func fieldName(flag string) string {
 		parts[i] = part
 	}
 	return strings.Join(parts, "")
+}
+
+// File returns the configuration as a file that says everything that is no default.
+func (l *Loader) File() ([]byte, error) {
+	defaults := New().Fields()
+	fields := map[string]any{fieldVersion: Version, fieldKind: Kind}
+	for name, v := range l.Fields() {
+		if name != fieldName(configFlag) && !reflect.DeepEqual(v, defaults[name]) {
+			fields[name] = v
+		}
+	}
+	return yaml.Marshal(fields)
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -56,13 +57,30 @@ func oneOf(names ...string) func(string) (string, error) {
 	}
 }
 
-func checked(check func(string) error) func(string) (string, error) {
+// known takes one of names, or anything if there are none.
+func known(names []string) func(string) (string, error) {
 	return func(s string) (string, error) {
-		if check == nil {
-			return s, nil
+		if len(names) > 0 && !slices.Contains(names, s) {
+			return "", fmt.Errorf("unknown algorithm %q: want one of %s", s, strings.Join(names, ", "))
 		}
-		return s, check(s)
+		return s, nil
 	}
+}
+
+// masterURL reads where an API server is: a URL, or host:port.
+func masterURL(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	full := s
+	if !strings.Contains(s, "://") {
+		full = "https://" + s
+	}
+	u, err := url.Parse(full)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+		return "", fmt.Errorf("%q: want a URL such as https://192.0.2.1:6443", s)
+	}
+	return full, nil
 }
 
 func absolute(s string) (string, error) {
@@ -217,9 +235,10 @@ func formatAddrPort(ap netip.AddrPort) string {
 	return ap.String()
 }
 
+var logLevels = []string{"debug", "info", "warn", "error"}
+
 func logLevel(s string) (slog.Level, error) {
-	switch s {
-	case "debug", "info", "warn", "error":
+	if slices.Contains(logLevels, s) {
 		var l slog.Level
 		return l, l.UnmarshalText([]byte(s))
 	}

@@ -130,10 +130,11 @@ type BackendStats struct {
 	Live    uint64 // connections (UDP: flows) that have not ended
 	Leaving bool   // no longer takes new connections
 
-	Counted bool   // the dataplane counts them; otherwise the following are 0
-	Opened  uint64 // connections that were given to it
-	Closed  uint64 // of those, how many have ended
-	Failed  uint64 // of those, how many ended before they were established
+	Counted  bool   // the dataplane counts them; otherwise the following are 0
+	Opened   uint64 // connections that were given to it
+	Closed   uint64 // of those, how many have ended
+	Failed   uint64 // of those, how many ended before they were established
+	Answered uint64 // connections that were established; flows of UDP sockets are not among them
 
 	Latency time.Duration // moving average; 0: not measured
 }
@@ -145,9 +146,19 @@ type MapUsage struct {
 	Max  uint64
 }
 
+// Counts are connections and UDP flows since the agent started, also those of backends
+// that have been removed: they never fall.
+type Counts struct {
+	Opened uint64
+	Closed uint64
+	Failed uint64
+}
+
 // Stats is what a dataplane has counted.
 type Stats struct {
 	Backends []BackendStats
+	Services map[lb.ServiceName]Counts // nil: the dataplane does not count
+	Total    Counts                    // also of Services that have been removed
 	Maps     []MapUsage
 	Drops    map[string]uint64 // packets and calls not served, by reason
 
@@ -165,6 +176,14 @@ type Stats struct {
 // be called from any goroutine, at any time; what it tells is used soon after.
 type NodeSetter interface {
 	SetNode(lb.Node)
+}
+
+// AddressSetter is implemented by dataplanes that take over other addresses while they
+// run: the ranges of the cluster's pods, which count where callers are told by them, and
+// where NodePorts answer. SetAddresses may be called from any goroutine; what it tells is
+// used soon after.
+type AddressSetter interface {
+	SetAddresses(pods []netip.Prefix, nodePorts lb.NodePortAddresses)
 }
 
 // Auditor is implemented by dataplanes that can compare the kernel with what it

@@ -27,9 +27,9 @@ type Witness interface {
 // Answers is implemented by dataplanes that do not count connections but see how some of
 // them fare. Its method may be called from any goroutine.
 type Answers interface {
-	// Answered returns how many new TCP connections to a backend, of whatever Service, were
-	// seen so far, and how many of them waited for an answer for more than a second. Those
-	// that came and went unseen are in neither. Numbers of a backend without new connections
-	// may begin at 0 again. !ok: connections cannot be looked at.
-	Answered(backend netip.AddrPort) (opened, failed uint64, ok bool)
+	// Answered returns what became of the new TCP connections to a backend that were seen so
+	// far, of whatever Service. Those that wait for an answer for more than a second have
+	// failed. Those that came and went unseen are in no number. Numbers of a backend without
+	// new connections may begin at 0 again. !ok: connections cannot be looked at.
+	Answered(backend netip.AddrPort) (o lb.Outcomes, ok bool)
 }

@@ -39,7 +39,7 @@ func (s *Store) touchSlice(e *entry) {
 func (s *Store) putService(svc *service) {
 	s.tallies.Services.Total++
 	e := s.entry(svc.obj)
-	svc.settle(e.svc, &s.opts)
+	svc.settle(e.svc, s.options())
 	if e.svc != nil && e.svc.equal(svc) {
 		return
 	}

@@ -5,7 +5,6 @@ package endpoints
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -40,7 +39,12 @@ func (s *service) settleHealth(kept *lb.Health, o *Options, p *problems) {
 		}
 		return
 	}
-	foreign := len(s.units) > 0 && !slices.ContainsFunc(s.units, func(u unit) bool { return u.name.Proto == lb.TCP })
+	probed, seen := len(s.units) == 0, len(s.units) == 0 // ports for which the annotation holds
+	for _, u := range s.units {
+		on := h.On(u.name.Proto)
+		probed = probed || on.Probe.Kind == h.Probe.Kind
+		seen = seen || on.Passive == h.Passive
+	}
 	for i := range serviceAnnotations {
 		a := &serviceAnnotations[i]
 		if a.health == nil || !s.works(i) {
@@ -48,10 +52,10 @@ func (s *service) settleHealth(kept *lb.Health, o *Options, p *problems) {
 		}
 		err := a.health.Idle(h)
 		switch {
-		case err != nil || !foreign:
-		case a.key == annotationCheck && h.Probe.Kind != lb.ProbeNone && h.Probe.Kind != lb.ProbeExec && h.Probe.Port == 0:
+		case err != nil:
+		case a.key == annotationCheck && !probed:
 			err = fmt.Errorf("has no effect: the Service has no TCP port, and others are probed only by exec or at %s", annotationCheckPort)
-		case a.key == annotationPassive && h.Passive == lb.SwitchOn:
+		case a.key == annotationPassive && !seen:
 			err = errors.New("has no effect without a TCP port")
 		}
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -45,25 +46,45 @@ var (
 // Services that are for us, their EndpointSlices, the own Node, the metadata of all
 // Nodes unless their weights are ignored, and that of Pods with a weight. Listing,
 // watching, their backoff and the log of their errors, by klog, are client-go's; s
-// itself is the only cache.
+// itself is the only cache. When s is told other options everything is listed anew;
+// until it is, s keeps what it has.
 func RunKubernetes(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, s *Store) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { s.awaitPods(ctx) })
+	for ctx.Err() == nil {
+		until, stop := context.WithCancel(ctx)
+		go func() {
+			select {
+			case <-until.Done():
+			case <-s.relist:
+				stop()
+			}
+		}()
+		follow(until, client, meta, s)
+		stop()
+	}
+	wg.Wait()
+	return nil
+}
+
+// follow keeps s equal to what the API server has, by the options that s has now, until
+// ctx is done.
+func follow(ctx context.Context, client kubernetes.Interface, meta metadata.Interface, s *Store) {
 	partial := &metav1.PartialObjectMetadata{}
 	reflectors := []*cache.Reflector{
 		reflector(client, serviceWatch(client), newServiceSink(s), Services, &v1.Service{}),
-		reflector(client, sliceWatch(client), newSliceSink(s), EndpointSlices, &discovery.EndpointSlice{}),
+		reflector(client, sliceWatch(client), newSliceSink(s), EndpointSlices, nil), // of NewClient's they are compact
 		reflector(client, ownNodeWatch(client, s.opts.NodeName), newOwnNodeSink(s), OwnNode, &v1.Node{}),
 		reflector(meta, optional(podWatch(meta), s), newPodSink(s), Pods, partial),
 	}
-	if !s.opts.IgnoreNodeWeights {
+	if !s.options().IgnoreNodeWeights {
 		reflectors = append(reflectors, reflector(meta, nodeWatch(meta), newNodeSink(s), Nodes, partial))
 	}
 	var wg sync.WaitGroup
 	for _, r := range reflectors {
 		wg.Go(func() { r.RunWithContext(ctx) })
 	}
-	wg.Go(func() { s.awaitPods(ctx) })
 	wg.Wait()
-	return nil
 }
 
 // awaitPods gives Pods up when all else was listed podsPatience ago.
@@ -108,14 +129,16 @@ func optional(lw *cache.ListWatch, s *Store) *cache.ListWatch {
 	return lw
 }
 
+// reflector makes one of objects like example; nil: of any type.
 func reflector(client any, lw *cache.ListWatch, to cache.ReflectorStore, src Source, example runtime.Object) *cache.Reflector {
 	return cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), example, to,
-		cache.ReflectorOptions{Name: string(src), Backoff: newBackoff()})
+		cache.ReflectorOptions{Name: string(src), TypeDescription: string(src), Backoff: newBackoff()})
 }
 
 // newBackoff returns how long a reflector waits between attempts to reach the API
 // server: 0.2 s to 0.4 s at first, 4 s to 8 s in the end. Client-go's own goes to
-// 60 s, for which changes would not come after an outage.
+// 60 s, for which changes would not come after an outage. A watch that has expired in
+// the meantime costs one more wait.
 func newBackoff() *wait.Backoff {
 	return &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 4 * time.Second}
 }
@@ -170,6 +193,8 @@ func podWatch(c metadata.Interface) *cache.ListWatch {
 type compact struct {
 	*metav1.ObjectMeta
 	namespace, name string
+	version         string            // of the object, where it is an event of a watch
+	marks           map[string]string // annotations of a bookmark
 	parsed          any
 }
 
@@ -182,22 +207,34 @@ func (c *compact) GetNamespace() string { return c.namespace }
 // GetName returns the object's name.
 func (c *compact) GetName() string { return c.name }
 
+// GetResourceVersion returns where a watch is to go on.
+func (c *compact) GetResourceVersion() string { return c.version }
+
+// GetAnnotations returns what a bookmark marks.
+func (c *compact) GetAnnotations() map[string]string { return c.marks }
+
+// GetObjectKind says nothing: nobody who has a compact asks.
+func (c *compact) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// DeepCopyObject returns c, which never changes.
+func (c *compact) DeepCopyObject() runtime.Object { return c }
+
 // parse makes a compact of an API object of src.
 func (s *Store) parse(src Source, in any) (*compact, error) {
 	switch obj := in.(type) {
 	case *compact:
 		return obj, nil
 	case *v1.Service:
-		return &compact{noMeta, obj.Namespace, obj.Name, parseService(obj, &s.opts)}, nil
+		return &compact{ObjectMeta: noMeta, namespace: obj.Namespace, name: obj.Name, parsed: parseService(obj, s.options())}, nil
 	case *discovery.EndpointSlice:
-		return &compact{noMeta, obj.Namespace, obj.Name, parseSlice(obj, &s.opts)}, nil
+		return compactSlice(obj, s.options()), nil
 	case *v1.Node:
-		return &compact{noMeta, "", obj.Name, parseNode(obj, &s.opts)}, nil
+		return &compact{ObjectMeta: noMeta, name: obj.Name, parsed: parseNode(obj, s.options())}, nil
 	case *metav1.PartialObjectMetadata:
 		if src == Pods {
-			return &compact{noMeta, obj.Namespace, obj.Name, parsePod(&obj.ObjectMeta)}, nil
+			return &compact{ObjectMeta: noMeta, namespace: obj.Namespace, name: obj.Name, parsed: parsePod(&obj.ObjectMeta)}, nil
 		}
-		return &compact{noMeta, "", obj.Name, weighNode(&obj.ObjectMeta, &s.opts)}, nil
+		return &compact{ObjectMeta: noMeta, name: obj.Name, parsed: weighNode(&obj.ObjectMeta, s.options())}, nil
 	}
 	return nil, fmt.Errorf("unexpected type %T", in)
 }

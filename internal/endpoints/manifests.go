@@ -75,6 +75,13 @@ func (m *manifests) expire(name string) {
 	}
 }
 
+// expireAll is expire for every file.
+func (m *manifests) expireAll() {
+	for name := range m.files {
+		m.expire(name)
+	}
+}
+
 // scan makes the Store equal to the directory. It reads only files that differ
 // from what they were by name, inode, time or size. An error means that the
 // directory cannot be listed; nothing was changed then.
@@ -140,7 +147,7 @@ func (m *manifests) read(name string, touched map[objectKey]bool) bool {
 		}
 		next.p.add("", ReasonUnreadable, err)
 	} else {
-		next.contents = *decode(name, data, before, &m.store.opts)
+		next.contents = *decode(name, data, before, m.store.options())
 	}
 	m.set(name, next, touched)
 	return true

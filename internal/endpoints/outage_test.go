@@ -117,7 +117,9 @@ func goneForTenMinutes(t *testing.T) {
 	}
 
 	o.end()
-	await("back", 10*time.Second, "new 10.96.0.3:80/TCP -> reject", "web 10.96.0.1:80/TCP -> 4!")
+	// Twice the longest wait between attempts: one that finds the server back and its watch
+	// expired, one that lists.
+	await("back", 17*time.Second, "new 10.96.0.3:80/TCP -> reject", "web 10.96.0.1:80/TCP -> 4!")
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("RunKubernetes: %v", err)

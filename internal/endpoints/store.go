@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -45,7 +46,9 @@ type Reporter interface {
 // compact form, and says which Services changed. All methods may be called from
 // any goroutine; objects handed in are not kept.
 type Store struct {
-	opts     Options
+	opts     Options                 // at first
+	current  atomic.Pointer[Options] // opts, as SetOptions has changed them
+	relist   chan struct{}           // capacity 1: objects are to be read again
 	log      *slog.Logger
 	reporter Reporter
 	wake     chan struct{}
@@ -96,6 +99,7 @@ func New(o Options, log *slog.Logger, reporter Reporter) *Store {
 	}
 	s := &Store{
 		opts:     o,
+		relist:   make(chan struct{}, 1),
 		log:      log,
 		reporter: reporter,
 		wake:     make(chan struct{}, 1),
@@ -109,6 +113,7 @@ func New(o Options, log *slog.Logger, reporter Reporter) *Store {
 		claims:   newClaims(),
 		problems: tracker{},
 	}
+	s.current.Store(&o)
 	for _, src := range o.Sources {
 		s.waiting[src] = src != Nodes || !o.IgnoreNodeWeights
 	}
@@ -119,7 +124,7 @@ func New(o Options, log *slog.Logger, reporter Reporter) *Store {
 
 // UpsertService stores svc in place of what had its name.
 func (s *Store) UpsertService(svc *v1.Service) {
-	s.locked(func() { s.putService(parseService(svc, &s.opts)) })
+	s.locked(func() { s.putService(parseService(svc, s.options())) })
 }
 
 // DeleteService forgets a Service. One that is not there is no error.
@@ -127,7 +132,7 @@ func (s *Store) DeleteService(obj lb.Object) { s.locked(func() { s.dropService(o
 
 // UpsertSlice stores sl in place of what had its name.
 func (s *Store) UpsertSlice(sl *discovery.EndpointSlice) {
-	s.locked(func() { s.putSlice(parseSlice(sl, &s.opts)) })
+	s.locked(func() { s.putSlice(parseSlice(sl, s.options())) })
 }
 
 // DeleteSlice forgets an EndpointSlice. One that is not there is no error.
@@ -135,7 +140,7 @@ func (s *Store) DeleteSlice(obj lb.Object) { s.locked(func() { s.dropSlice(obj) 
 
 // UpsertNode takes over the weight of a Node, and of the own one what lb.Node has.
 func (s *Store) UpsertNode(n *v1.Node) {
-	s.locked(func() { s.putNode(parseNode(n, &s.opts)) })
+	s.locked(func() { s.putNode(parseNode(n, s.options())) })
 }
 
 // DeleteNode forgets a Node. One that is not there is no error.

@@ -93,6 +93,9 @@ func (w *watcher) run(ctx context.Context) error {
 		case err := <-w.notify.Errors: // an overflow: anything may have changed
 			w.m.log.Debug("manifest notification failed", "dir", w.m.dir, "error", err)
 			next.Reset(quiet)
+		case <-w.m.store.relist:
+			w.m.expireAll()
+			next.Reset(0)
 		case <-next.C:
 			latest = time.Time{}
 			next.Reset(w.scan())

@@ -22,7 +22,13 @@ type ref uint64
 var refSeed = maphash.MakeSeed()
 
 func makeRef(kind string, obj lb.Object) ref {
-	return ref(maphash.Comparable(refSeed, owner{kind, obj}) | 1)
+	var h maphash.Hash // maphash.Comparable takes several times as long
+	h.SetSeed(refSeed)
+	for _, part := range []string{kind, obj.Namespace, obj.Name} {
+		_, _ = h.WriteString(part) // it never fails
+		_ = h.WriteByte(0)         // which is in no name
+	}
+	return ref(h.Sum64() | 1)
 }
 
 // weight is what one object says about the weight of endpoints.

@@ -224,16 +224,9 @@ func (m *Monitor) adopt(o *object, p *port, fresh bool, now time.Time) {
 	p.makeOut(&h)
 }
 
-// health returns how svc is watched, complete. Ports of other protocols than TCP are
-// probed where a script or a port says how.
+// health returns how svc is watched, complete.
 func (m *Monitor) health(svc *lb.Service) lb.Health {
-	h := svc.Health.Or(m.defaults)
-	if svc.Name.Proto != lb.TCP {
-		h.Passive = lb.SwitchOff
-		if h.Probe.Kind != lb.ProbeExec && h.Probe.Port == 0 {
-			h.Probe = lb.Probe{Kind: lb.ProbeNone, Timeout: h.Probe.Timeout}
-		}
-	}
+	h := svc.Health.Or(m.defaults).On(svc.Name.Proto)
 	h.Interval = max(h.Interval, minPause)
 	h.FastInterval = max(h.FastInterval, minPause)
 	h.Rise, h.Fall = max(h.Rise, 1), max(h.Fall, 1)
@@ -324,6 +317,12 @@ func (m *Monitor) port(name lb.ServiceName) *port {
 		}
 	}
 	return nil
+}
+
+// Defaults returns how Services are watched that do not say it.
+func (m *Monitor) Defaults() (d lb.Health) {
+	m.locked(func() { d = m.defaults })
+	return d
 }
 
 // SetDefaults changes how Services are watched that do not say it.

@@ -39,14 +39,14 @@ func (p *prober) askHTTP(ctx context.Context, t Target) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCannot, err)
 	}
-	first, err := p.request(ctx, t)
+	first, err := p.request(t)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCannot, err)
 	}
 	transport := p.transport(t)
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, CheckRedirect: redirects(first, expect)}
-	answer, err := client.Do(first)
+	answer, err := client.Do(first.WithContext(ctx))
 	if err != nil {
 		return blameHTTP(err)
 	}
@@ -59,13 +59,13 @@ func (p *prober) askHTTP(ctx context.Context, t Target) error {
 
 // request returns the first request, which goes to the backend's address whatever host it
 // asks for.
-func (p *prober) request(ctx context.Context, t Target) (*http.Request, error) {
+func (p *prober) request(t Target) (*http.Request, error) {
 	to, err := url.ParseRequestURI(t.Probe.Path)
 	if err != nil {
 		return nil, err
 	}
 	to.Scheme, to.Host = t.Probe.Kind.String(), t.Addr.String()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, to.String(), nil)
+	r, err := http.NewRequest(http.MethodGet, to.String(), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -26,9 +26,14 @@ const maxCalm = time.Minute
 // one of its ejections is forgotten. The same holds for false alarms.
 const memory = 10
 
-// A backend that never passed a probe and cannot be reached by any may be fine: something
-// may forbid them. After secondChance it takes connections again, and they tell.
-const secondChance = maxPenalty
+// minChance is how long a backend is out at least that no probe ever reached. It may be fine:
+// something may forbid probes. Then it is on trial: it takes connections again, and they
+// tell. Each time doubles it, up to maxPenalty.
+const minChance = time.Minute
+
+// maxTrialCalm is for how long symptoms are not heeded of a backend whose connections alone
+// tell how it is.
+const maxTrialCalm = 10 * time.Second
 
 // deafIntervals is for how many intervals an ejected backend stays out of which nothing
 // can be found out.
@@ -60,8 +65,11 @@ type mark struct {
 	Proven    bool      // a probe found it healthy since it came
 	Unreached bool      // the last probe could not connect
 	Blocked   bool      // probes cannot connect, while connections are answered
+	Trial     bool      // it came back though probes cannot connect: connections decide
+	Trials    int       // how many came to a bad end
 
 	Symptom lb.SymptomKind // why it is Suspect and waits for a probe; 0: not for that
+	Told    lb.SymptomKind // the last one; 0: there was none
 
 	Ejections int       // for what became of connections, not yet forgotten
 	Until     time.Time // it is not restored before; zero: whenever probes say so
@@ -99,8 +107,9 @@ type event struct {
 type traffic uint8
 
 const (
-	trafficUnknown  traffic = iota // there is none, or some of it fails
-	trafficOpen                    // there is some, and it is too early to tell
+	trafficUnknown  traffic = iota // there is none, or it fails
+	trafficFails                   // it fails, of a backend on trial
+	trafficOpen                    // it is too early to tell
 	trafficAnswered                // it is answered
 	trafficUnseen                  // nobody sees what fails as the probe did
 )
@@ -129,12 +138,25 @@ func step(m mark, e event, now time.Time, h *lb.Health) (mark, wish) {
 	case symptom:
 		m.suspect(e, now, h)
 	}
-	m.age(now)
+	m.age(now, h)
 	return m, m.wish(e, now, h)
 }
 
 // calm returns for how long symptoms are not heeded after the last of m's false alarms.
-func (m *mark) calm() time.Duration { return min(penalty(m.Alarms), maxCalm) }
+func (m *mark) calm() time.Duration {
+	if m.Trial {
+		return min(penalty(m.Alarms), maxTrialCalm)
+	}
+	return min(penalty(m.Alarms), maxCalm)
+}
+
+// alarm takes note that the symptom was a false alarm.
+func (m *mark) alarm(now time.Time) {
+	m.Alarms = min(m.Alarms+1, most)
+	m.Trust = now.Add(memory * penalty(m.Alarms))
+	m.Calm = now.Add(m.calm())
+	m.Symptom = 0
+}
 
 // become changes the state, and says why.
 func (m *mark) become(s State, reason string, now time.Time) {
@@ -154,13 +176,12 @@ func (m *mark) known() State {
 
 // pass takes note of a probe that found the backend healthy.
 func (m *mark) pass(now time.Time, h *lb.Health) {
+	m.Trial, m.Trials = false, 0
 	if m.Symptom != 0 {
-		m.Alarms = min(m.Alarms+1, most)
-		m.Trust = now.Add(memory * penalty(m.Alarms))
-		m.Calm = now.Add(m.calm())
+		m.alarm(now)
 	}
 	m.Good, m.Bad = min(m.Good, 254)+1, 0
-	m.Heard, m.Proven, m.Unreached, m.Blocked, m.Symptom = now, true, false, false, 0
+	m.Heard, m.Proven, m.Unreached, m.Blocked = now, true, false, false
 	if m.State == Ejected {
 		if m.Good < h.Rise || now.Before(m.Until) {
 			return
@@ -192,6 +213,19 @@ func (m *mark) fail(e event, now time.Time, h *lb.Health) {
 	switch {
 	case m.State == Ejected:
 		m.Symptom = 0
+	case m.Trial && e.unreached && e.traffic == trafficAnswered:
+		if m.Bad = 0; m.Symptom != 0 {
+			m.alarm(now)
+		}
+		m.block(e, now)
+	case m.Trial && e.unreached && e.traffic == trafficFails:
+		m.ejectFor(m.Told, e.reason, now)
+	case m.Trial && e.unreached && e.traffic == trafficOpen:
+		if m.Symptom != 0 && m.Alarms > 0 { // it may be as the last one was
+			m.Calm = now.Add(m.calm())
+		}
+		m.Bad, m.Symptom = 0, 0
+		m.become(Suspect, e.reason+"; waiting for what becomes of its connections", now)
 	case m.Symptom != 0:
 		m.ejectFor(m.Symptom, e.reason, now)
 	case !active(h): // nobody asked
@@ -201,12 +235,27 @@ func (m *mark) fail(e event, now time.Time, h *lb.Health) {
 	case e.unreached && e.traffic == trafficOpen:
 		m.become(Suspect, e.reason+"; waiting for what becomes of its connections", now)
 	case e.unreached && e.traffic != trafficUnseen && (m.Blocked || e.traffic == trafficAnswered):
-		m.Blocked = true
-		m.become(Suspect, e.reason+"; but its connections are answered", now)
+		m.block(e, now)
 	default:
-		m.Blocked, m.Cause, m.Until = false, causeProbe, time.Time{}
-		m.become(Ejected, e.reason, now)
+		m.Cause, m.Until = causeProbe, time.Time{}
+		m.eject(e.reason, now)
+		m.Blocked = false
 	}
+}
+
+// block takes note that connections are answered, while the probe e is about cannot connect.
+func (m *mark) block(e event, now time.Time) {
+	m.Blocked = true
+	m.become(Suspect, e.reason+"; but its connections are answered", now)
+}
+
+// eject ejects the backend.
+func (m *mark) eject(reason string, now time.Time) {
+	if m.Trial {
+		m.Trial, m.Trials = false, min(m.Trials+1, most)
+		m.Alarms, m.Calm = 0, time.Time{}
+	}
+	m.become(Ejected, reason, now)
 }
 
 // ejectFor ejects the backend for what became of a connection, which a probe confirmed.
@@ -214,7 +263,7 @@ func (m *mark) ejectFor(k lb.SymptomKind, reason string, now time.Time) {
 	m.Ejections = min(m.Ejections+1, most)
 	m.Symptom, m.Cause = 0, k.String()
 	m.Until = now.Add(penalty(m.Ejections))
-	m.become(Ejected, "connection "+k.String()+"; "+reason, now)
+	m.eject("connection "+k.String()+"; "+reason, now)
 }
 
 // miss takes note of a probe that could not be made: nothing is known by it. A symptom
@@ -238,19 +287,34 @@ func (m *mark) suspect(e event, now time.Time, h *lb.Health) {
 	if h.Passive != lb.SwitchOn || m.State == Ejected || m.Symptom != 0 || now.Before(m.Calm) || m.graceful(now, h) {
 		return
 	}
-	m.Symptom = e.symptom
+	m.Symptom, m.Told = e.symptom, e.symptom
 	m.become(Suspect, fmt.Sprintf("connection %s; to be confirmed", e.symptom), now)
 }
 
+// chance returns for how long m is out at least that no probe can reach.
+func (m *mark) chance(h *lb.Health) time.Duration {
+	if h.Passive != lb.SwitchOn { // nothing but probes can tell of it
+		return maxPenalty
+	}
+	return min(minChance<<m.Trials, maxPenalty)
+}
+
+// try lets m come back although probes cannot connect. What they found before is no
+// argument any more.
+func (m *mark) try(now time.Time, h *lb.Health) {
+	m.restore(now)
+	m.Trial, m.Proven = h.Passive == lb.SwitchOn, false
+}
+
 // age does what time alone does.
-func (m *mark) age(now time.Time) {
+func (m *mark) age(now time.Time, h *lb.Health) {
 	if m.State == Ejected {
 		switch {
 		case m.Blocked && !now.Before(m.Until):
-			m.restore(now)
+			m.try(now, h)
 			m.become(Suspect, "its time is over, and probes cannot tell more", now)
-		case !m.Proven && m.Unreached && !now.Before(m.Since.Add(secondChance)) && !now.Before(m.Until):
-			m.restore(now)
+		case !m.Proven && m.Unreached && !now.Before(m.Since.Add(m.chance(h))) && !now.Before(m.Until):
+			m.try(now, h)
 			m.become(Unknown, "no probe ever reached it; connections may", now)
 		}
 	}
@@ -275,7 +339,7 @@ func (m *mark) wish(e event, now time.Time, h *lb.Health) wish {
 		return wish{now, true}
 	case m.State == Ejected && !active(h) && now.Before(m.Until):
 		return wish{m.Until, true}
-	case m.State == Ejected || active(h):
+	case m.State == Ejected || m.Trial || active(h):
 		at := from.Add(m.pause(h))
 		if m.State == Ejected && now.Before(m.Until) && m.Until.Before(at) {
 			at = m.Until

@@ -28,7 +28,7 @@ func testHealth(kind lb.ProbeKind, edit func(*lb.Health)) lb.Health {
 // epoch is when the machine's tests begin.
 var epoch = time.Unix(1_000_000, 0)
 
-// parseEvent reads an event: pass, fail, unreached, open, answered, cannot, tick, or the
+// parseEvent reads an event: pass, fail, unreached, open, fails, answered, cannot, tick, or the
 // name of a symptom.
 func parseEvent(t *testing.T, word string) event {
 	t.Helper()
@@ -41,6 +41,8 @@ func parseEvent(t *testing.T, word string) event {
 		return event{kind: failed, reason: "refused", unreached: true}
 	case "open":
 		return event{kind: failed, reason: "refused", unreached: true, traffic: trafficOpen}
+	case "fails":
+		return event{kind: failed, reason: "refused", unreached: true, traffic: trafficFails}
 	case "answered":
 		return event{kind: failed, reason: "refused", unreached: true, traffic: trafficAnswered}
 	case "cannot":
@@ -225,7 +227,7 @@ func TestStep(t *testing.T) {
 			0 unreached suspect 1
 			1 open suspect 1
 			2 fail ejected 5`},
-		{"a second chance for what no probe ever reached", lb.ProbeTCP, nil, `
+		{"a trial for what no probe ever reached, where connections do not count", lb.ProbeTCP, blind, `
 			0 unreached suspect 1
 			1 unreached suspect 1
 			2 unreached ejected 5
@@ -234,6 +236,61 @@ func TestStep(t *testing.T) {
 			307 unreached suspect 1
 			308 unreached suspect 1
 			309 unreached ejected 5`},
+		{"a trial for what no probe ever reached, and it fails", lb.ProbeTCP, nil, `
+			0 unreached suspect 1
+			1 unreached suspect 1
+			2 unreached ejected 5
+			61.9 unreached ejected 5
+			62 unreached unknown 5
+			67 open suspect 5
+			300 open suspect 5
+			300 refused suspect 0
+			300 open suspect 5
+			305 open suspect 5
+			306 refused suspect 0
+			306 fails ejected 2
+			425.9 unreached ejected 5
+			426 unreached unknown 5
+			427 refused suspect 0
+			427 unreached ejected 4
+			666.9 unreached ejected 5
+			667 unreached unknown 5`},
+		{"a trial that nobody sees", lb.ProbeTCP, nil, `
+			0 unreached suspect 1
+			1 unreached suspect 1
+			2 unreached ejected 5
+			62 unreached unknown 5
+			67 unreached suspect 1
+			68 unreached suspect 1
+			69 unreached ejected 5`},
+		{"a trial, and connections are answered", lb.ProbeTCP, nil, `
+			0 unreached suspect 1
+			1 unreached suspect 1
+			2 unreached ejected 5
+			62 unreached unknown 5
+			67 answered suspect 5
+			68 refused suspect 0
+			68 answered suspect 5
+			69.9 refused suspect 5
+			70 refused suspect 0
+			70 answered suspect 5
+			74 refused suspect 0
+			74 unreached ejected 2
+			75 unreached ejected 1
+			76 unreached suspect 5
+			77 pass healthy 5
+			300 refused suspect 0
+			300 unreached ejected 2`},
+		{"a trial without probes", lb.ProbeNone, nil, `
+			0 refused suspect 0
+			0 unreached ejected 2
+			2 unreached ejected 5
+			59.9 unreached ejected 5
+			60 unreached unknown 5
+			65 open suspect 5
+			70 answered suspect 5
+			75 unreached suspect 5
+			80 pass healthy -`},
 		{"none for what answered once", lb.ProbeTCP, nil, `
 			0 pass healthy 5
 			1 unreached suspect 1
@@ -333,7 +390,7 @@ func TestStepNeverStuck(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	words := []string{"pass", "fail", "unreached", "open", "answered", "cannot", "tick", "refused", "unanswered", "reset"}
+	words := []string{"pass", "fail", "unreached", "open", "fails", "answered", "cannot", "tick", "refused", "unanswered", "reset"}
 	for range 2000 {
 		kind := []lb.ProbeKind{lb.ProbeNone, lb.ProbeTCP}[rnd.IntN(2)]
 		h := testHealth(kind, func(h *lb.Health) {

@@ -37,13 +37,9 @@ type Options struct {
 	Defaults lb.Health // of Services that do not say it; complete
 	Kernel   Kernel    // may be nil: then nothing is known of connections
 
-	// Served returns how many TCP connections of this node were given to a backend, and
-	// how many of them have ended before they were established. It is asked when probes
+	// Served returns what became of connections to a backend. It is asked when probes
 	// cannot reach the backend; !ok: not known. May be nil.
-	Served func(name lb.ServiceName, backend netip.AddrPort) (opened, failed uint64, ok bool)
-	// Served does not know of connections that are refused, so that it cannot speak against
-	// a probe that was.
-	NoRefusals bool
+	Served func(name lb.ServiceName, backend netip.AddrPort) (o lb.Outcomes, ok bool)
 
 	Reporter Reporter                                               // may be nil
 	Observe  func(kind lb.ProbeKind, took time.Duration, err error) // is told each probe; may be nil
@@ -61,8 +57,12 @@ type Monitor struct {
 
 	ended struct { // probes that have
 		sync.Mutex
-		list []ending
+		list  []ending
+		bad   bool     // one of them failed
+		spare []ending // for the next ones
 	}
+	due     []*aimed // for start
+	targets []Target
 
 	mu       sync.Mutex
 	defaults lb.Health
@@ -127,8 +127,10 @@ type backend struct {
 	aimed  *aimed    // nil: there is no wish
 	sick   time.Time // when the last symptom came
 	window window
-	judged bool // it was ejected: its connections failed, so they no longer tell by their number
 }
+
+// pace is how long results that are good, and probes that are due, wait for others.
+const pace = 5 * time.Millisecond
 
 // NewMonitor returns a Monitor that watches what its Filter sees.
 func NewMonitor(o Options) *Monitor {
@@ -169,22 +171,28 @@ func (m *Monitor) loop(ctx context.Context) error {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var last time.Time // when it was looked
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-m.wake:
+			if wait := m.pause() - time.Since(last); wait > 0 {
+				timer.Reset(wait) // what ends meanwhile is settled with it
+				continue
+			}
 		case <-timer.C:
 		case s := <-symptoms:
 			m.see(s, time.Now())
 		}
-		m.settle(time.Now())
-		next, ok := m.start(time.Now())
+		last = time.Now()
+		m.settle(last)
+		next, ok := m.start(last)
 		if !ok {
 			timer.Stop()
 			continue
 		}
-		timer.Reset(time.Until(next))
+		timer.Reset(max(time.Until(next), pace))
 	}
 }
 
@@ -198,8 +206,7 @@ func (m *Monitor) nudge() {
 
 // start starts the probes that are due, and returns when the next one is.
 func (m *Monitor) start(now time.Time) (next time.Time, ok bool) {
-	var due []*aimed
-	var targets []Target
+	due, targets := m.due[:0], m.targets[:0]
 	m.locked(func() {
 		for t := m.schedule.pop(now); t != nil; t = m.schedule.pop(now) {
 			if !m.wantsProbe(t, now) {
@@ -207,14 +214,20 @@ func (m *Monitor) start(now time.Time) (next time.Time, ok bool) {
 				continue
 			}
 			t.busy, t.began = true, now
+			if t.done == nil {
+				t.done = func(r Result) { m.end(t, r) }
+			}
 			due = append(due, t)
 			targets = append(targets, Target{Addr: t.addr, Probe: t.probe, Service: t.backends[0].watch.name})
 		}
 		next, ok = m.schedule.next()
 	})
 	for i, t := range due {
-		m.o.Prober.Start(targets[i], func(r Result) { m.end(t, r) })
+		m.o.Prober.Start(targets[i], t.done)
 	}
+	m.due, m.targets = due, targets
+	clear(m.due)
+	clear(m.targets)
 	return next, ok
 }
 
@@ -237,17 +250,39 @@ func (m *Monitor) wantsProbe(t *aimed, now time.Time) bool {
 // end takes note that a probe has ended.
 func (m *Monitor) end(t *aimed, r Result) {
 	m.ended.Lock()
+	nudge := len(m.ended.list) == 0 || r.Err != nil && !m.ended.bad
 	m.ended.list = append(m.ended.list, ending{t, r})
+	m.ended.bad = m.ended.bad || r.Err != nil
 	m.ended.Unlock()
-	m.nudge()
+	if nudge {
+		m.nudge()
+	}
+}
+
+// pause returns how long to wait between two looks at what has ended and what is due, so that
+// many probes cost one look. Symptoms are looked at at once.
+func (m *Monitor) pause() time.Duration {
+	m.ended.Lock()
+	defer m.ended.Unlock()
+	if m.ended.bad {
+		return time.Millisecond
+	}
+	return pace
 }
 
 // settle tells backends what probes found that have ended.
 func (m *Monitor) settle(now time.Time) {
 	m.ended.Lock()
 	list := m.ended.list
-	m.ended.list = nil
+	m.ended.bad = false
+	m.ended.list, m.ended.spare = m.ended.spare[:0], nil
 	m.ended.Unlock()
+	defer func() {
+		clear(list)
+		m.ended.Lock()
+		m.ended.spare = list
+		m.ended.Unlock()
+	}()
 	if len(list) == 0 {
 		return
 	}
@@ -266,18 +301,18 @@ func (m *Monitor) settle(now time.Time) {
 }
 
 // settleOne tells the backends of one probe.
-func (m *Monitor) settleOne(e ending, served map[question]counts, now time.Time) {
+func (m *Monitor) settleOne(e ending, served map[question]lb.Outcomes, now time.Time) {
 	t, ev := e.aimed, result(e.aimed, e.result)
 	for _, b := range t.each() {
 		if ev.kind == passed && b.mark.Symptom != 0 && b.sick.After(t.began) {
 			continue // it tells of the time before the symptom
 		}
 		one := ev
-		if c := served[question{b.watch.name, b.addr}]; ev.unreached && c.ok {
-			one.traffic = b.window.look(c.opened, c.failed, b.mark.Proven || b.judged, now)
-		}
-		if m.o.NoRefusals && errors.Is(e.result.Err, syscall.ECONNREFUSED) {
-			one.traffic = trafficUnseen
+		if o, ok := served[question{b.watch.name, b.addr}]; ev.unreached && ok {
+			one.traffic = b.look(o, now)
+			if o.NoRefusals && errors.Is(e.result.Err, syscall.ECONNREFUSED) {
+				one.traffic = trafficUnseen
+			}
 		}
 		m.tell(b, one, now)
 	}
@@ -286,7 +321,7 @@ func (m *Monitor) settleOne(e ending, served map[question]counts, now time.Time)
 }
 
 // ask asks how connections fare to those backends of which it matters.
-func (m *Monitor) ask(list []ending) map[question]counts {
+func (m *Monitor) ask(list []ending) map[question]lb.Outcomes {
 	if m.o.Served == nil || m.o.Kernel == nil {
 		return nil
 	}
@@ -303,11 +338,11 @@ func (m *Monitor) ask(list []ending) map[question]counts {
 		}
 	}
 	m.mu.Unlock()
-	answers := make(map[question]counts, len(questions))
+	answers := make(map[question]lb.Outcomes, len(questions))
 	for _, q := range questions {
-		var c counts
-		c.opened, c.failed, c.ok = m.o.Served(q.service, q.backend)
-		answers[q] = c
+		if o, ok := m.o.Served(q.service, q.backend); ok {
+			answers[q] = o
+		}
 	}
 	return answers
 }
@@ -333,7 +368,6 @@ func (m *Monitor) see(s lb.Symptom, now time.Time) {
 		if b.mark.Symptom == 0 {
 			b.sick = now
 		}
-		b.window = window{}
 		m.tell(b, event{kind: symptom, symptom: s.Kind}, now)
 	})
 }
@@ -345,9 +379,7 @@ func (m *Monitor) tell(b *backend, e event, now time.Time) {
 	if wait := b.wish.at.Sub(now); b.wish.probe && wait > 0 {
 		b.wish.at = b.wish.at.Add(rand.N(wait/10 + 1)) // so that nodes and backends do not keep in step
 	}
-	if e.kind == passed {
-		b.window = window{}
-	}
+	b.follow(&old, e, now)
 	m.moved(b, &old)
 	m.follow(b, &old, e)
 	if b.wish == (wish{}) {
@@ -375,7 +407,6 @@ func (m *Monitor) moved(b *backend, old *mark) {
 	}
 	if to == Ejected {
 		m.stats.Ejections[b.mark.Cause]++
-		b.window, b.judged = window{}, true
 	}
 }
 

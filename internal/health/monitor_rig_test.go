@@ -125,7 +125,11 @@ type fakeKernel struct {
 	symptoms chan lb.Symptom
 	mu       sync.Mutex
 	calms    []time.Duration
-	served   counts
+	calm     time.Time // it suspects nothing before
+	served   lb.Outcomes
+	unknown  bool
+	stale    time.Duration // how old what is served may be: it is read anew then
+	read     lb.Outcomes
 	asked    int
 }
 
@@ -141,17 +145,22 @@ func (k *fakeKernel) Suspect(_ lb.ServiceName, _ netip.AddrPort, until time.Time
 	return nil
 }
 
-func (k *fakeKernel) serve(lb.ServiceName, netip.AddrPort) (opened, failed uint64, ok bool) {
+func (k *fakeKernel) serve(lb.ServiceName, netip.AddrPort) (lb.Outcomes, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.asked++
-	return k.served.opened, k.served.failed, k.served.ok
+	if now := time.Now(); k.read.At.IsZero() || now.Sub(k.read.At) >= k.stale {
+		k.read, k.read.At = k.served, now
+	}
+	return k.read, !k.unknown
 }
 
-func (k *fakeKernel) count(c counts) {
+// count makes connections fare.
+func (k *fakeKernel) count(answered, failed uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.served = c
+	k.served.Answered += answered
+	k.served.Failed += failed
 }
 
 type fakeReporter struct {

@@ -3,7 +3,6 @@
 package health
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -346,57 +345,6 @@ func TestStrangeSymptoms(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	})
-}
-
-// TestBlocked: probes that cannot connect do not take out what answers connections, and it
-// is told. Where connections are not answered either, they do.
-func TestBlocked(t *testing.T) {
-	for _, tc := range []struct {
-		name   string
-		err    error
-		proven bool
-		before counts
-		after  counts // when probes have begun to fail
-		want   string
-	}{
-		{"answered", errRefused, true, counts{10, 0, true}, counts{20, 0, true}, "suspect"},
-		{"answered, silently", errSilent, true, counts{10, 3, true}, counts{11, 3, true}, "suspect"},
-		{"no connections", errRefused, true, counts{10, 0, true}, counts{10, 0, true}, "ejected"},
-		{"failing", errRefused, true, counts{10, 0, true}, counts{20, 1, true}, "ejected"},
-		{"counted anew", errRefused, true, counts{10, 0, true}, counts{5, 0, true}, "ejected"},
-		{"not counted", errRefused, true, counts{}, counts{}, "ejected"},
-		{"never healthy, answered", errRefused, false, counts{10, 0, true}, counts{10, 0, true}, "suspect"},
-		{"never healthy, some failed", errRefused, false, counts{10, 1, true}, counts{20, 1, true}, "ejected"},
-		{"never healthy, none", errRefused, false, counts{0, 0, true}, counts{0, 0, true}, "ejected"},
-		{"it is reached", errStatus, true, counts{10, 0, true}, counts{20, 0, true}, "ejected"},
-		{"it is reached and silent", errors.New("http: no answer within 1s"), true, counts{10, 0, true}, counts{20, 0, true}, "ejected"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			bubble(t, func(r *monitorRig) {
-				r.kernel.count(tc.before)
-				if !tc.proven {
-					r.prober.set(tc.err, addr(0))
-				}
-				h := probeTCP()
-				h.Probe.Kind = lb.ProbeHTTP
-				r.src.put(change(service("web", 2, h)))
-				if tc.proven {
-					r.wait(10 * time.Second)
-					r.prober.set(tc.err, addr(0))
-				}
-				for r.state("web", addr(0)) != "suspect" {
-					r.wait(50 * time.Millisecond)
-				}
-				r.kernel.count(tc.after)
-				r.wait(time.Minute)
-				r.wantState("web", addr(0), tc.want)
-				events := r.events.take(ReasonBlocked)
-				if (len(events) == 1) != (tc.want == "suspect") {
-					t.Errorf("events %q", events)
-				}
-			})
-		})
-	}
 }
 
 // TestCannot: probes that cannot be made take nothing out, and are told once.

@@ -12,61 +12,92 @@ import (
 
 // turns are jobs that wait, and who has how many under way. Namespaces take turns.
 type turns struct {
-	share  int // of the places that one namespace may have
-	lines  map[string][]job
-	order  []string // namespaces with a line
-	places map[string]int
+	share int              // of the places that one namespace may have
+	lines map[string]*line // by namespace
+	order []*line          // those in which jobs wait
+}
+
+// keptLines is how many lines stay although nobody is in them: they come back soon.
+const keptLines = 64
+
+// line is a namespace's part of turns.
+type line struct {
+	namespace string
+	jobs      []job // from next on
+	next      int
+	places    int // of jobs that are under way
 }
 
 func newTurns(limit int) turns {
-	return turns{share: max(1, limit*3/4), lines: map[string][]job{}, places: map[string]int{}}
+	return turns{share: max(1, limit*3/4), lines: map[string]*line{}}
 }
 
 func (t *turns) push(j job) {
 	name := j.t.Service.Namespace
-	if len(t.lines[name]) == 0 {
-		t.order = append(t.order, name)
+	l := t.lines[name]
+	if l == nil {
+		l = &line{namespace: name}
+		t.lines[name] = l
 	}
-	t.lines[name] = append(t.lines[name], j)
+	if len(l.jobs) == 0 {
+		t.order = append(t.order, l)
+	}
+	if l.next > len(l.jobs)/2 && len(l.jobs) == cap(l.jobs) { // more than half of it is empty
+		n := copy(l.jobs, l.jobs[l.next:])
+		clear(l.jobs[n:])
+		l.jobs, l.next = l.jobs[:n], 0
+	}
+	j.line = l
+	l.jobs = append(l.jobs, j)
 }
 
 // pop takes a job whose turn it is and gives its namespace a place.
 func (t *turns) pop() (job, bool) {
-	for i, name := range t.order {
-		if t.places[name] >= t.share {
+	for i, l := range t.order {
+		if l.places >= t.share {
 			continue
 		}
-		line := t.lines[name]
-		j := line[0]
-		line[0] = job{}
-		t.order = append(t.order[:i], t.order[i+1:]...)
-		if len(line) > 1 {
-			t.lines[name] = line[1:]
-			t.order = append(t.order, name)
-		} else {
-			delete(t.lines, name)
+		j := l.jobs[l.next]
+		l.jobs[l.next] = job{}
+		l.next++
+		l.places++
+		if len(t.order) > 1 {
+			t.order = append(append(t.order[:i], t.order[i+1:]...), l)
 		}
-		t.places[name]++
+		if l.next == len(l.jobs) {
+			l.jobs, l.next = l.jobs[:0], 0
+			t.order = t.order[:len(t.order)-1]
+		}
 		return j, true
 	}
 	return job{}, false
 }
 
+// ready tells whether pop would find a job.
+func (t *turns) ready() bool {
+	for _, l := range t.order {
+		if l.places < t.share {
+			return true
+		}
+	}
+	return false
+}
+
 // leave takes back the place of a job.
 func (t *turns) leave(j job) {
-	name := j.t.Service.Namespace
-	if t.places[name]--; t.places[name] == 0 {
-		delete(t.places, name)
+	l := j.line
+	if l.places--; l.places == 0 && len(l.jobs) == 0 && len(t.lines) > keptLines {
+		delete(t.lines, l.namespace)
 	}
 }
 
 // drain takes all jobs.
 func (t *turns) drain() []job {
 	var all []job
-	for _, name := range t.order {
-		all = append(all, t.lines[name]...)
+	for _, l := range t.order {
+		all = append(all, l.jobs[l.next:]...)
+		l.jobs, l.next = nil, 0
 	}
-	clear(t.lines)
 	t.order = nil
 	return all
 }
@@ -199,14 +230,4 @@ func (j job) run(ctx context.Context, probe probeFunc) {
 		}
 		j.end(err, took)
 	})
-}
-
-// ready tells whether pop would find a job.
-func (t *turns) ready() bool {
-	for _, name := range t.order {
-		if t.places[name] < t.share {
-			return true
-		}
-	}
-	return false
 }

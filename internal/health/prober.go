@@ -22,7 +22,7 @@ type ProberOptions struct {
 	UserAgent string // of HTTP, HTTPS and gRPC; default lbproxy
 
 	MaxTCP  int // TCP probes at the same time, a socket each; default 4096
-	MaxHTTP int // HTTP, HTTPS and gRPC probes at the same time; default 256
+	MaxHTTP int // HTTP probes at the same time, and as many HTTPS, gRPC and those HTTP ones that want a body; default 256
 	MaxExec int // scripts at the same time; default 4
 
 	Roots  *x509.CertPool // whom a verified certificate must come from; default: the system's
@@ -77,7 +77,8 @@ const nobody = 65534
 type prober struct {
 	o        ProberOptions
 	connects *connector
-	web      *places // HTTP, HTTPS, gRPC
+	plain    *connector // HTTP, if the head of the answer is enough
+	web      *places    // HTTP, HTTPS, gRPC
 	scripts  *places
 	refusals *places // what ends at once; done is not called inside Start
 }
@@ -89,27 +90,31 @@ type prober struct {
 // is not complete, or whose address is refused, gets a Result with ErrCannot.
 func NewProber(o ProberOptions) Prober {
 	o = o.orDefaults()
-	return &prober{
+	p := &prober{
 		o:        o,
-		connects: newConnector(o.MaxTCP),
+		connects: newConnector(o.MaxTCP, nil),
 		web:      newPlaces(o.MaxHTTP),
 		scripts:  newPlaces(o.MaxExec),
 		refusals: newPlaces(1),
 	}
+	p.plain = newConnector(o.MaxHTTP, (&forms{p, map[lb.Probe]*form{}}).begin)
+	return p
 }
 
 // Start begins a probe.
 func (p *prober) Start(t Target, done func(Result)) {
 	t.Addr = netip.AddrPortFrom(t.Addr.Addr().Unmap(), t.Addr.Port())
 	if err := p.check(t); err != nil {
-		p.refusals.start(job{t, func(r Result) { done(Result{Err: cmp.Or(r.Err, err)}) }})
+		p.refusals.start(job{t: t, done: func(r Result) { done(Result{Err: cmp.Or(r.Err, err)}) }})
 		return
 	}
-	j := job{t, done}
-	switch t.Probe.Kind {
-	case lb.ProbeTCP:
+	j := job{t: t, done: done}
+	switch {
+	case t.Probe.Kind == lb.ProbeTCP:
 		p.connects.start(j)
-	case lb.ProbeExec:
+	case isPlain(&t.Probe):
+		p.plain.start(j)
+	case t.Probe.Kind == lb.ProbeExec:
 		p.scripts.start(j)
 	default:
 		p.web.start(j)
@@ -140,6 +145,7 @@ func (p *prober) check(t Target) error {
 func (p *prober) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.connects.run(ctx) })
+	group.Go(func() error { return p.plain.run(ctx) })
 	group.Go(func() error { return p.web.run(ctx, p.ask) })
 	group.Go(func() error { return p.scripts.run(ctx, p.runScript) })
 	group.Go(func() error {
@@ -161,6 +167,7 @@ func (p *prober) ask(ctx context.Context, t Target, done func(error)) {
 type job struct {
 	t    Target
 	done func(Result)
+	line *line // in which it has waited
 }
 
 // lateness is how much later than it should have ended a probe without answer may end and

@@ -339,7 +339,7 @@ func TestBlame(t *testing.T) {
 func TestBusy(t *testing.T) {
 	target := tcp(netip.AddrPort{}, time.Second)
 	for took, cannot := range map[time.Duration]bool{time.Second: false, time.Second + lateness: false, time.Second + lateness + 1: true} {
-		job{target, func(r Result) {
+		job{t: target, done: func(r Result) {
 			if errors.Is(r.Err, ErrCannot) != cannot || r.Err == nil {
 				t.Errorf("late by %v: %v, want ErrCannot %t", took-time.Second, r.Err, cannot)
 			}

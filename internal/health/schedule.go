@@ -37,6 +37,7 @@ type aimed struct {
 	busy     bool      // a probe is under way; then it is not in the queue
 	began    time.Time // of the last probe
 	place    int       // in the queue; -1: it is not there
+	done     func(Result)
 }
 
 // each returns the backends of t; some may leave it meanwhile.
@@ -51,6 +52,7 @@ func (t *aimed) each() []*backend {
 type schedule struct {
 	aims  map[aim]*aimed
 	queue queue
+	epoch time.Time // from which the queue counts: what was planned first
 }
 
 func newSchedule() schedule { return schedule{aims: map[aim]*aimed{}} }
@@ -98,9 +100,14 @@ func (s *schedule) plan(t *aimed) {
 			t.due = b.wish.at
 		}
 	}
+	if len(s.queue) == 0 {
+		s.epoch = t.due
+	}
+	at := t.due.Sub(s.epoch)
 	if t.place < 0 {
-		heap.Push(&s.queue, t)
+		heap.Push(&s.queue, entry{at, t})
 	} else {
+		s.queue[t.place].at = at
 		heap.Fix(&s.queue, t.place)
 	}
 }
@@ -110,7 +117,7 @@ func (s *schedule) pop(now time.Time) *aimed {
 	if len(s.queue) == 0 || s.queue[0].due.After(now) {
 		return nil
 	}
-	return heap.Pop(&s.queue).(*aimed)
+	return heap.Pop(&s.queue).(entry).aimed
 }
 
 // next returns when the next aim is due, if there is one.
@@ -121,14 +128,20 @@ func (s *schedule) next() (at time.Time, ok bool) {
 	return s.queue[0].due, true
 }
 
-// queue is a heap by due.
-type queue []*aimed
+// entry is an aim in a queue. To compare two of them, the aims need not be looked at.
+type entry struct {
+	at time.Duration // when it is due
+	*aimed
+}
+
+// queue is a heap by at.
+type queue []entry
 
 // Len is for heap.
 func (q queue) Len() int { return len(q) }
 
 // Less is for heap.
-func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+func (q queue) Less(i, j int) bool { return q[i].at < q[j].at }
 
 // Swap is for heap.
 func (q queue) Swap(i, j int) {
@@ -138,17 +151,17 @@ func (q queue) Swap(i, j int) {
 
 // Push is for heap.
 func (q *queue) Push(x any) {
-	t := x.(*aimed)
-	t.place = len(*q)
-	*q = append(*q, t)
+	e := x.(entry)
+	e.place = len(*q)
+	*q = append(*q, e)
 }
 
 // Pop is for heap.
 func (q *queue) Pop() any {
 	last := len(*q) - 1
-	t := (*q)[last]
-	(*q)[last] = nil
+	e := (*q)[last]
+	(*q)[last] = entry{}
 	*q = (*q)[:last]
-	t.place = -1
-	return t
+	e.place = -1
+	return e
 }

@@ -3,14 +3,14 @@
 package health
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,20 +20,22 @@ const (
 	noDescriptor = -1
 )
 
-// connector probes by TCP: a SYN that is answered by a SYN-ACK is healthy. The connection is
-// reset at once, so that nothing of it stays on this node. One goroutine waits for all.
+// connector probes over TCP. One goroutine waits for all connections, which are reset when
+// they have told enough, so that nothing of them stays on this node.
 type connector struct {
 	limit int
+	talk  func(*exchange, Target) error // begins what is said once there is a connection; nil: nothing is, it is healthy then
 
 	mu     sync.Mutex
 	turns  turns
-	event  int  // an eventfd that wakes the loop; noDescriptor: there is no loop
-	asleep bool // the loop waits for events and has to be woken
+	loop   *os.File  // waits for events, until its deadline; nil: there is no loop
+	alarm  time.Time // the deadline; zero: there is none
+	asleep bool      // the loop has to be woken
 	ended  bool
 }
 
-func newConnector(limit int) *connector {
-	return &connector{limit: limit, turns: newTurns(limit), event: noDescriptor}
+func newConnector(limit int, talk func(*exchange, Target) error) *connector {
+	return &connector{limit: limit, talk: talk, turns: newTurns(limit)}
 }
 
 // start lets j wait for its turn.
@@ -52,60 +54,50 @@ func (c *connector) start(j job) {
 
 // rouse wakes the loop. c.mu is held.
 func (c *connector) rouse() {
-	if c.asleep && c.event != noDescriptor {
+	if c.asleep && c.loop != nil {
 		c.asleep = false
-		one := [8]byte{1}
-		_, _ = unix.Write(c.event, one[:]) // fails only if it was written 2^64-2 times
+		c.ring(time.Unix(1, 0))
 	}
 }
 
-// attempt is a connection that is being made.
+// ring ends the loop's sleep at a time; zero: only an event does. c.mu is held.
+func (c *connector) ring(at time.Time) {
+	if at != c.alarm {
+		c.alarm = at
+		_ = c.loop.SetReadDeadline(at) // fails for files that nobody can wait for
+	}
+}
+
+// attempt is a probe that is under way, or a socket for the next one.
 type attempt struct {
+	number   int
+	socket   socket
+	busy     bool
 	job      job
-	fd       int
 	start    time.Time
 	deadline time.Time
-	index    int // in the heap
-}
-
-// deadlines is a heap of attempts, the earliest first.
-type deadlines []*attempt
-
-func (d deadlines) Len() int           { return len(d) }
-func (d deadlines) Less(i, j int) bool { return d[i].deadline.Before(d[j].deadline) }
-func (d deadlines) Swap(i, j int) {
-	d[i], d[j] = d[j], d[i]
-	d[i].index, d[j].index = i, j
-}
-
-// Push appends an attempt.
-func (d *deadlines) Push(x any) {
-	a := x.(*attempt)
-	a.index = len(*d)
-	*d = append(*d, a)
-}
-
-// Pop removes the last one.
-func (d *deadlines) Pop() any {
-	last := len(*d) - 1
-	a := (*d)[last]
-	(*d)[last] = nil
-	*d = (*d)[:last]
-	return a
+	exchange exchange // if something is to be said
 }
 
 // connects is the loop of a connector.
 type connects struct {
 	c        *connector
-	epoll    int
-	attempts map[int32]*attempt // by descriptor
-	order    deadlines
+	file     *os.File        // the epoll instance
+	wait     syscall.RawConn // for file
+	epoll    int             // its descriptor
+	attempts []*attempt      // by number
+	idle     [2][]*attempt   // of them, by whether their socket is of IPv6
+	bare     []*attempt      // have no socket
+	busy     int             // attempts that are under way
+	earliest time.Time       // no deadline of theirs is before it
+	batch    []job
 	events   [connectBatch]unix.EpollEvent
+	input    [maxHeaderBytes]byte // what was read last
 }
 
 // run probes until ctx ends.
 func (c *connector) run(ctx context.Context) error {
-	l := &connects{c: c, attempts: map[int32]*attempt{}}
+	l := &connects{c: c}
 	if err := l.open(); err != nil {
 		return fmt.Errorf("TCP probes: %w", err)
 	}
@@ -117,33 +109,37 @@ func (c *connector) run(ctx context.Context) error {
 	})
 	defer stop()
 	for ctx.Err() == nil {
-		l.admit()
-		if err := l.wait(ctx); err != nil {
+		if err := l.turn(ctx); err != nil {
 			return fmt.Errorf("TCP probes: %w", err)
 		}
 	}
 	return nil
 }
 
+// open makes the epoll instance, for which the runtime waits as for a connection: a thread
+// in a system call of its own would cost more.
 func (l *connects) open() error {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return os.NewSyscallError("epoll_create1", err)
 	}
-	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err := unix.SetNonblock(epoll, true); err != nil {
+		unix.Close(epoll)
+		return os.NewSyscallError("fcntl", err)
+	}
+	file := os.NewFile(uintptr(epoll), "epoll")
+	wait, err := file.SyscallConn()
+	if err == nil {
+		err = file.SetReadDeadline(time.Time{})
+	}
 	if err != nil {
-		unix.Close(epoll)
-		return os.NewSyscallError("eventfd", err)
+		file.Close()
+		return err
 	}
-	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, event, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(event)}); err != nil {
-		unix.Close(epoll)
-		unix.Close(event)
-		return os.NewSyscallError("epoll_ctl", err)
-	}
-	l.epoll = epoll
+	l.epoll, l.file, l.wait = epoll, file, wait
 	l.c.mu.Lock()
 	defer l.c.mu.Unlock()
-	l.c.event = event
+	l.c.loop = file
 	return nil
 }
 
@@ -151,13 +147,15 @@ func (l *connects) open() error {
 func (l *connects) close() {
 	l.c.mu.Lock()
 	rest := l.c.turns.drain()
-	unix.Close(l.c.event)
-	l.c.event, l.c.ended = noDescriptor, true
+	l.c.loop, l.c.ended = nil, true
 	l.c.mu.Unlock()
-	for len(l.order) > 0 {
-		l.end(l.order[0], errEnded)
+	for _, a := range l.attempts {
+		if a.busy {
+			l.end(a, errEnded)
+		}
+		a.socket.close()
 	}
-	unix.Close(l.epoll)
+	l.file.Close()
 	for _, j := range rest {
 		j.end(errEnded, 0)
 	}
@@ -165,135 +163,223 @@ func (l *connects) close() {
 
 // admit begins what waits, as long as there are places.
 func (l *connects) admit() {
-	for range connectBatch {
-		if len(l.attempts) >= l.c.limit {
-			return
-		}
-		l.c.mu.Lock()
+	l.c.mu.Lock()
+	for n := min(connectBatch, l.c.limit-l.busy); n > len(l.batch); {
 		j, ok := l.c.turns.pop()
-		l.c.mu.Unlock()
 		if !ok {
-			return
+			break
 		}
+		l.batch = append(l.batch, j)
+	}
+	l.c.mu.Unlock()
+	for _, j := range l.batch {
 		l.begin(j)
 	}
+	clear(l.batch)
+	l.batch = l.batch[:0]
 }
 
 // begin begins to connect.
 func (l *connects) begin(j job) {
-	a := &attempt{job: j, fd: noDescriptor, start: time.Now()}
+	a := l.vacant(j.t.Addr.Addr().Is6())
+	l.busy++
+	a.busy, a.job, a.start = true, j, time.Now()
 	a.deadline = a.start.Add(j.t.Probe.Timeout)
-	family, to := sockaddr(j.t.Addr)
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-	if err != nil {
-		l.over(a, os.NewSyscallError("socket", err))
-		return
+	if l.busy == 1 || a.deadline.Before(l.earliest) {
+		l.earliest = a.deadline
 	}
-	a.fd = fd
-	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
-		l.over(a, os.NewSyscallError("setsockopt", err))
-		return
+	if err := l.dial(a); err != nil {
+		l.end(a, err)
 	}
-	// The answer to the SYN-ACK may wait for data, so that it becomes the reset: the
-	// backend's kernel has shown that somebody listens, and its process is not bothered.
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0); err != nil {
-		l.over(a, os.NewSyscallError("setsockopt", err))
-		return
-	}
-	if err := unix.Connect(fd, to); !errors.Is(err, unix.EINPROGRESS) {
-		l.over(a, os.NewSyscallError("connect", err))
-		return
-	}
-	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLOUT, Fd: int32(fd)}); err != nil {
-		l.over(a, os.NewSyscallError("epoll_ctl", err))
-		return
-	}
-	l.attempts[int32(fd)] = a
-	heap.Push(&l.order, a)
 }
 
-func sockaddr(to netip.AddrPort) (int, unix.Sockaddr) {
-	if to.Addr().Is4() {
-		return unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+func (l *connects) dial(a *attempt) error {
+	if l.c.talk != nil {
+		if err := l.c.talk(&a.exchange, a.job.t); err != nil {
+			return err
+		}
 	}
-	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+	return l.connect(a)
 }
 
-// wait waits for an event or a deadline, and ends what either is about. An attempt is too
-// late only if, after its deadline, no event of it was there: a loop that could not run
-// for a while blames nobody.
-func (l *connects) wait(ctx context.Context) error {
+// connect begins to connect a.
+func (l *connects) connect(a *attempt) error {
+	to := a.job.t.Addr
+	if a.socket.fd == noDescriptor {
+		if err := a.socket.open(to.Addr().Is6(), l.epoll, a.number); err != nil {
+			return err
+		}
+	}
+	return a.socket.connect(to)
+}
+
+// vacant returns an attempt that is not under way, if possible with a socket of the family.
+func (l *connects) vacant(six bool) *attempt {
+	for _, list := range []*[]*attempt{&l.idle[family(six)], &l.bare} {
+		if last := len(*list) - 1; last >= 0 {
+			a := (*list)[last]
+			*list = (*list)[:last]
+			return a
+		}
+	}
+	a := &attempt{number: len(l.attempts), socket: socket{fd: noDescriptor}}
+	l.attempts = append(l.attempts, a)
+	return a
+}
+
+// vacate keeps a for another probe.
+func (l *connects) vacate(a *attempt) {
+	if a.socket.fd != noDescriptor {
+		list := &l.idle[family(a.socket.six)]
+		if len(*list) < connectBatch && a.socket.disconnect() {
+			*list = append(*list, a)
+			return
+		}
+		a.socket.close()
+	}
+	l.bare = append(l.bare, a)
+}
+
+// turn begins what can begin, ends what has ended, and then waits if there is no more. An
+// attempt is too late only if, after its deadline, no event of it was there: a loop that
+// could not run for a while blames nobody.
+func (l *connects) turn(ctx context.Context) error {
+	l.admit()
 	asked := time.Now()
-	n, err := unix.EpollWait(l.epoll, l.events[:], l.patience(ctx, asked))
-	if err != nil && !errors.Is(err, unix.EINTR) {
-		return os.NewSyscallError("epoll_wait", err)
+	n, err := l.poll()
+	if err != nil {
+		return err
 	}
+	l.heed(n)
+	if n == len(l.events) {
+		return nil // there may be more events
+	}
+	l.expire(asked)
+	if !l.rest(ctx) {
+		return nil
+	}
+	n = 0
+	woken := l.wait.Read(func(uintptr) bool {
+		n, err = l.poll()
+		return n != 0 || err != nil
+	})
 	l.c.mu.Lock()
 	l.c.asleep = false
 	l.c.mu.Unlock()
-	for _, e := range l.events[:max(n, 0)] {
-		l.happened(e)
+	if err == nil && !errors.Is(woken, os.ErrDeadlineExceeded) {
+		err = woken
 	}
-	if err != nil || n == len(l.events) {
-		return nil // there may be more events
-	}
-	for len(l.order) > 0 && !l.order[0].deadline.After(asked) {
-		l.end(l.order[0], context.DeadlineExceeded)
-	}
-	return nil
+	l.heed(n)
+	return err
 }
 
-// patience returns how many milliseconds to wait for events; -1: for ever.
-func (l *connects) patience(ctx context.Context, now time.Time) int {
+// poll returns how many events there are.
+func (l *connects) poll() (int, error) {
+	n, _, err := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll), uintptr(unsafe.Pointer(&l.events)), uintptr(len(l.events)), 0, 0, 0)
+	if err != 0 && err != unix.EINTR {
+		return 0, os.NewSyscallError("epoll_pwait", err)
+	}
+	if err != 0 {
+		return 0, nil
+	}
+	return int(n), nil
+}
+
+// rest tells whether there is nothing to do before an event, or before the next deadline.
+func (l *connects) rest(ctx context.Context) bool {
 	l.c.mu.Lock()
 	defer l.c.mu.Unlock()
-	if ctx.Err() != nil || len(l.attempts) < l.c.limit && l.c.turns.ready() {
-		return 0
+	if ctx.Err() != nil || l.busy < l.c.limit && l.c.turns.ready() {
+		return false
 	}
 	l.c.asleep = true
-	if len(l.order) == 0 {
-		return -1
+	var alarm time.Time
+	if l.busy > 0 {
+		alarm = l.earliest
 	}
-	left := max(0, l.order[0].deadline.Sub(now))
-	return int(min((left+time.Millisecond-1)/time.Millisecond, 1<<30))
+	l.c.ring(alarm)
+	return true
 }
 
-// happened ends the attempt that an event is about.
-func (l *connects) happened(e unix.EpollEvent) {
-	a := l.attempts[e.Fd]
-	if a == nil { // the eventfd
-		var count [8]byte
-		_, _ = unix.Read(int(e.Fd), count[:]) // nothing to read is fine, too
+// expire ends attempts that had time until now.
+func (l *connects) expire(now time.Time) {
+	if l.busy == 0 || l.earliest.After(now) {
 		return
 	}
-	var err error
-	if e.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-		code, failed := unix.GetsockoptInt(a.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	var next time.Time
+	for _, a := range l.attempts {
 		switch {
-		case failed != nil:
-			err = os.NewSyscallError("getsockopt", failed)
-		case code != 0: // 0: it was established, and the backend has reset it since
-			err = os.NewSyscallError("connect", unix.Errno(code))
+		case !a.busy:
+		case !a.deadline.After(now):
+			l.late(a)
+		case next.IsZero() || a.deadline.Before(next):
+			next = a.deadline
 		}
+	}
+	l.earliest = next
+}
+
+// late ends an attempt that had no answer in time.
+func (l *connects) late(a *attempt) {
+	err := context.DeadlineExceeded
+	if l.c.talk != nil && !a.exchange.connected {
+		err = fmt.Errorf("%w: %w", ErrUnreached, err)
 	}
 	l.end(a, err)
 }
 
-// end ends an attempt that is under way.
-func (l *connects) end(a *attempt, err error) {
-	delete(l.attempts, int32(a.fd))
-	heap.Remove(&l.order, a.index)
-	l.over(a, err)
+// heed takes note of what the first n events are about. One that is about a socket which
+// waits for its next probe is old.
+func (l *connects) heed(n int) {
+	for _, e := range l.events[:n] {
+		a := l.attempts[e.Fd]
+		switch {
+		case !a.busy:
+		case l.c.talk != nil:
+			l.converse(a, e.Events)
+		default:
+			l.end(a, a.socket.failure(e.Events))
+		}
+	}
 }
 
-// over closes the socket, which resets the connection, and tells what came of it.
-func (l *connects) over(a *attempt, err error) {
-	took := time.Since(a.start)
-	if a.fd != noDescriptor {
-		unix.Close(a.fd)
+// converse goes on with what a says, or hears.
+func (l *connects) converse(a *attempt, events uint32) {
+	x := &a.exchange
+	if !x.connected {
+		if err := a.socket.failure(events); err != nil {
+			l.end(a, err)
+			return
+		}
+		x.connected = true
 	}
+	again, over, err := x.step(a.socket.fd, l.input[:])
+	switch {
+	case over:
+		l.end(a, err)
+	case again:
+		if !a.socket.disconnect() {
+			a.socket.close()
+		}
+		x.connected = false
+		if err := l.connect(a); err != nil {
+			l.end(a, err)
+		}
+	}
+}
+
+// end ends an attempt, which resets the connection, and tells what came of it.
+func (l *connects) end(a *attempt, err error) {
+	took := time.Since(a.start)
+	j := a.job
+	a.busy, a.job = false, job{}
+	l.busy--
+	l.vacate(a)
 	l.c.mu.Lock()
-	l.c.turns.leave(a.job)
+	l.c.turns.leave(j)
 	l.c.mu.Unlock()
-	a.job.end(blame(err), took)
+	if !errors.Is(err, errEnded) {
+		err = blame(err)
+	}
+	j.end(err, took)
 }

@@ -60,9 +60,10 @@ func (m *Monitor) follow(b *backend, old *mark, e event) {
 		w.muted = false
 	case ticked, symptom:
 	}
-	contradicted := e.kind == passed && old.Symptom != 0
+	contradicted := old.Symptom != 0 && b.mark.Calm != old.Calm
+	doubted := old.Symptom != 0 && b.mark.Symptom == 0 && b.mark.Trial // others are to tell
 	restored := old.State == Ejected && b.mark.State != Ejected
-	if m.o.Kernel != nil && w.name.Proto == lb.TCP && w.health.Passive == lb.SwitchOn && (contradicted || restored) {
+	if m.o.Kernel != nil && w.name.Proto == lb.TCP && w.health.Passive == lb.SwitchOn && (contradicted || doubted || restored) {
 		n := news{watch: w, backend: b.addr, suspect: true}
 		if contradicted {
 			n.calm = b.mark.calm()

@@ -13,14 +13,23 @@ import (
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
-// answerTime is how long after a connection was begun it has been answered, has failed or
-// has become a symptom: SYNs are sent again after 1 s.
-const answerTime = 1500 * time.Millisecond
+// How long connections are waited for that tell of a backend which no probe ever reached,
+// from the first failure on, and if nothing can be read of them.
+const (
+	firstLook = 2500 * time.Millisecond
+	lastLook  = 4 * firstLook
+)
 
-// firstLook is for how long it is too early to say that a backend has no connections which no
-// probe ever reached: a dataplane may know of new ones by readings, one a second, of which
-// it takes two.
-const firstLook = 2500 * time.Millisecond
+// fewAnswered is how many connections fail for one that is answered, at most, where
+// something is wrong with those who fail and not with the backend.
+const fewAnswered = 9
+
+// How many connections have to fail, while none is answered, for a backend on trial to be
+// out; the second is for one of which symptoms were false alarms.
+const (
+	fewFailed  = 3
+	manyFailed = fewAnswered + 1
+)
 
 // unreached tells whether a probe failed because it could not connect: refused, or not
 // answered. That is what a network does that forbids it. A TCP probe does nothing but
@@ -34,47 +43,98 @@ func unreached(kind lb.ProbeKind, err error) bool {
 		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 }
 
-// window is what became of a backend's connections since probes began to fail.
+// window is what became of connections to a backend after a time: since probes began to
+// fail, or while it is on trial.
 type window struct {
-	open   bool      // the following is known
-	since  time.Time // when it was opened
-	opened uint64    // by then
-	failed uint64    // by then
-	grew   time.Time // when it was first seen that there are new ones; zero: there are none
+	since    time.Time   // zero: it is closed
+	base     lb.Outcomes // read after that; its At is zero as long as there is none
+	last     lb.Outcomes // that was read after that
+	symptoms uint64      // since base
 }
 
-// look takes note of how many connections were opened and have failed, and tells how they
-// fare. proven: probes succeeded before, so that what was before does not count. A
-// symptom closes the window.
-func (w *window) look(opened, failed uint64, proven bool, now time.Time) traffic {
-	if !w.open {
-		*w = window{open: true, since: now, opened: opened, failed: failed}
-		if !proven {
-			w.opened, w.failed = 0, 0
-		}
+// open opens w: what was read before does not count.
+func (w *window) open(now time.Time) { *w = window{since: now} }
+
+// read takes note of a reading, and returns how many connections were answered, and failed,
+// after base. !ok: the reading was made before the window was opened. Then it tells
+// nothing: what the next one has more may have been there before, too.
+func (w *window) read(o lb.Outcomes) (answered, failed uint64, ok bool) {
+	if o.At.Before(w.since) {
+		return 0, 0, false
 	}
-	if failed != w.failed || opened < w.opened { // also if they were counted anew
-		return trafficUnknown
+	if w.base.At.IsZero() || o.Answered < w.base.Answered || o.Failed < w.base.Failed { // or counted anew
+		w.base = o
 	}
-	if opened == w.opened {
-		if !proven && now.Sub(w.since) < firstLook {
-			return trafficOpen
-		}
-		return trafficUnknown
+	w.last = o
+	return o.Answered - w.base.Answered, max(o.Failed-w.base.Failed, w.symptoms), true
+}
+
+// some tells whether connections are answered, although some fail.
+func some(answered, failed uint64) bool { return answered > 0 && answered*fewAnswered >= failed }
+
+// look takes note of what was read while a probe cannot connect, and tells how connections
+// fare. It opens a window that is closed. proven: probes reached the backend before, so
+// that they decide; otherwise connections are waited for.
+func (w *window) look(o lb.Outcomes, proven bool, now time.Time) traffic {
+	if w.since.IsZero() {
+		w.open(now)
 	}
-	if w.grew.IsZero() {
-		w.grew = now
-	}
-	if now.Sub(w.grew) < answerTime {
+	answered, failed, ok := w.read(o)
+	switch {
+	case some(answered, failed):
+		return trafficAnswered
+	case proven:
+	case ok && o.At.Sub(w.since) < firstLook, !ok && now.Sub(w.since) < lastLook:
 		return trafficOpen
 	}
-	return trafficAnswered
+	return trafficUnknown
 }
 
-// counts is what Options.Served said.
-type counts struct {
-	opened, failed uint64
-	ok             bool
+// try is look of a backend on trial. enough is how many connections have to fail. Those that
+// were answered count once.
+func (w *window) try(o lb.Outcomes, enough uint64) traffic {
+	answered, failed, _ := w.read(o)
+	switch {
+	case some(answered, failed):
+		w.base, w.symptoms = o, 0
+		return trafficAnswered
+	case failed >= enough:
+		return trafficFails
+	}
+	return trafficOpen
+}
+
+// look takes note of what was read of b's connections while a probe cannot connect, and
+// tells how they fare. The first symptom of one on trial only begins to count: that it
+// was well before tells nothing.
+func (b *backend) look(o lb.Outcomes, now time.Time) traffic {
+	m := &b.mark
+	switch {
+	case !m.Trial:
+		return b.window.look(o, m.Proven, now)
+	case m.Alarms > 0:
+		return b.window.try(o, manyFailed)
+	case m.Symptom != 0 && b.window.symptoms == 1:
+		b.window.base = o
+	}
+	return b.window.try(o, fewFailed)
+}
+
+// follow makes the window of b that of its mark, which was old.
+func (b *backend) follow(old *mark, e event, now time.Time) {
+	switch {
+	case e.kind == passed:
+		b.window = window{}
+	case old.State != Ejected && b.mark.State == Ejected:
+		b.window.open(now)
+	case b.mark.Trial && !old.Trial: // nothing new was begun while it was out
+		b.window = window{since: now, base: b.window.last, last: b.window.last}
+	case b.mark.Trial && b.mark.Symptom != 0 && old.Symptom == 0:
+		b.window.symptoms++
+	case b.mark.Trial:
+	case e.kind == symptom && b.mark.State != Ejected:
+		b.window = window{}
+	}
 }
 
 // question names a backend of a Service port.

@@ -109,6 +109,20 @@ func (h Health) Or(d Health) Health {
 	return h
 }
 
+// On returns h as it holds for ports of a protocol. Probes connect by TCP: ports of other
+// protocols are probed only by a script, or at a port that is named, and only of TCP
+// it is known what becomes of connections.
+func (h Health) On(p Proto) Health {
+	if p == TCP {
+		return h
+	}
+	h.Passive = SwitchOff
+	if h.Probe.Kind != ProbeExec && h.Probe.Port == 0 {
+		h.Probe = Probe{Kind: ProbeNone, Timeout: h.Probe.Timeout}
+	}
+	return h
+}
+
 // used returns what of p its kind uses.
 func (p Probe) used() Probe {
 	u := Probe{Kind: p.Kind, Port: p.Port, Timeout: p.Timeout}
@@ -148,6 +162,15 @@ func (k SymptomKind) String() string {
 		return "reset"
 	}
 	return fmt.Sprintf("symptom-%d", uint8(k))
+}
+
+// Outcomes is what became of TCP connections of this node to a backend, as far as it is known.
+type Outcomes struct {
+	Answered uint64 // connections so far that were established
+	Failed   uint64 // that ended before they were, or wait too long for it
+
+	At         time.Time // when this was read: what came later is in neither
+	NoRefusals bool      // connections that are refused are in neither, nor symptoms
 }
 
 // Symptom tells of a connection of this node that did not fare well.

@@ -64,12 +64,13 @@ type answer[T any] struct {
 }
 
 // Control answers processes of root on this node, at a unix socket in Dir: GET /health
-// is what the agent thinks of backends, GET /resting who takes no new connections. Nothing
-// that it does depends on it.
+// is what the agent thinks of backends, GET /resting who takes no new connections, GET
+// /config what it is configured to do. Nothing that it does depends on it.
 type Control struct {
 	Dir      string // made if it is not there; nobody but this user may write to it
 	Verdicts func() []Verdict
 	Resting  func() []Resting // may be nil
+	Config   func() Config    // may be nil
 	Log      *slog.Logger
 }
 
@@ -105,6 +106,9 @@ func (c *Control) handler() http.Handler {
 	mux.HandleFunc("GET /health", answering(c.Verdicts))
 	if c.Resting != nil {
 		mux.HandleFunc("GET /resting", answering(c.Resting))
+	}
+	if c.Config != nil {
+		mux.HandleFunc("GET /config", telling(c.Config))
 	}
 	return mux
 }
@@ -178,6 +182,13 @@ func AskResting(ctx context.Context, dir string) ([]Resting, error) {
 }
 
 func askFor[T any](ctx context.Context, dir, what string) ([]T, error) {
+	var all answer[T]
+	err := askInto(ctx, dir, what, &all)
+	return all.Backends, err
+}
+
+// askInto reads the answer to a question into to.
+func askInto(ctx context.Context, dir, what string, to any) error {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
 	path := ControlPath(dir)
@@ -189,22 +200,21 @@ func askFor[T any](ctx context.Context, dir, what string) ([]T, error) {
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/"+what, nil)
 	if err != nil {
-		return nil, fmt.Errorf("ask the agent: %w", err)
+		return fmt.Errorf("ask the agent: %w", err)
 	}
 	resp, err := transport.RoundTrip(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w at %s", ErrNoAgent, path)
+		return fmt.Errorf("%w at %s", ErrNoAgent, path)
 	case err != nil:
-		return nil, fmt.Errorf("ask the agent: %w", err)
+		return fmt.Errorf("ask the agent: %w", err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("the agent at %s answers %s", path, resp.Status)
+		return fmt.Errorf("the agent at %s answers %s", path, resp.Status)
 	}
-	var all answer[T]
-	if err := json.NewDecoder(io.LimitReader(resp.Body, controlMax)).Decode(&all); err != nil {
-		return nil, fmt.Errorf("answer of the agent: %w", err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, controlMax)).Decode(to); err != nil {
+		return fmt.Errorf("answer of the agent: %w", err)
 	}
-	return all.Backends, nil
+	return nil
 }

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"net/http"
@@ -24,10 +25,14 @@ type Pages struct {
 	Version string                   // /statusz: of the program
 	Started time.Time                // /statusz, /metrics/slis
 
-	// Profiling adds /debug/pprof/ and, unless SetVerbosity is nil, PUT /debug/flags/v,
-	// whose body is handed to it.
-	Profiling    bool
+	// Profiling tells whether there are /debug/pprof/ and, unless SetVerbosity is nil, PUT
+	// /debug/flags/v, whose body is handed to it. It is asked for each request.
+	Profiling    func() bool // nil: never
 	SetVerbosity func(string) error
+
+	// Web, unless nil, adds pages for people below /web/, which show what it returns.
+	Web  func(context.Context) (any, error)
+	Node string // this node's name
 
 	Log *slog.Logger
 }
@@ -44,13 +49,16 @@ func MetricsHandler(p Pages) http.Handler {
 	}))
 	slis := newSLIs(p.Started)
 	m.handle("/healthz", slis.ping(text("ok")))
-	m.handle("/metrics/slis", slis)
+	m.handle(pageSLIs, slis)
 	m.handle("GET /proxyMode", text(p.Mode))
 	m.handle("GET /configz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, p.Configz())
 	}))
-	if p.Profiling {
-		m.profiling(p.SetVerbosity, p.Log)
+	if p.Profiling != nil {
+		m.profiling(p.Profiling, p.SetVerbosity, p.Log)
+	}
+	if p.Web != nil {
+		m.web(p.Web, p.Node)
 	}
 	m.handle("GET /flagz", flagz(p))
 	m.handle("GET /statusz", statusz(p, m.paths))

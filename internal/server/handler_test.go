@@ -66,7 +66,7 @@ func TestProfilingIsOffByDefault(t *testing.T) {
 
 func TestProfiling(t *testing.T) {
 	p := pages()
-	p.Profiling = true
+	p.Profiling = func() bool { return true }
 	var set []string
 	p.SetVerbosity = func(v string) error {
 		if v == "x" {

@@ -27,43 +27,40 @@ type kubeProxyMetrics struct {
 	latency  *prometheus.HistogramVec
 }
 
-const kubeProxyFamily = "ip_family"
+var (
+	descProxySyncs = describe(Metric{Name: "kubeproxy_sync_proxy_rules_duration_seconds", Kind: Histogram, Labels: []Label{labelIPFamily},
+		Help: "Time a sync took that changed Services of a family, as kube-proxy has it."})
+	descProxyFull = describe(Metric{Name: "kubeproxy_sync_full_proxy_rules_duration_seconds", Kind: Histogram, Labels: []Label{labelIPFamily},
+		Help: "Time a sync of everything took, as kube-proxy has it."})
+	descProxyPartial = describe(Metric{Name: "kubeproxy_sync_partial_proxy_rules_duration_seconds", Kind: Histogram, Labels: []Label{labelIPFamily},
+		Help: "Time a sync of what had changed took, as kube-proxy has it."})
+	descProxyNetwork = describe(Metric{Name: "kubeproxy_network_programming_duration_seconds", Kind: Histogram, Labels: []Label{labelIPFamily},
+		Help: "Time from what made endpoints change until the change was in the kernel, as kube-proxy has it."})
+	descProxyHealthz = describe(Metric{Name: "kubeproxy_proxy_healthz_total", Kind: Counter, Labels: []Label{labelCode},
+		Help: "Answers of /healthz by HTTP code, as kube-proxy has it."})
+	descProxyLivez = describe(Metric{Name: "kubeproxy_proxy_livez_total", Kind: Counter, Labels: []Label{labelCode},
+		Help: "Answers of /livez by HTTP code, as kube-proxy has it."})
+	descRequests = describe(Metric{Name: "rest_client_requests_total", Kind: Counter, Labels: []Label{labelCode, labelMethod, labelHost},
+		Help: "Requests to the API server by HTTP code, method and host."})
+	descRequestTime = describe(Metric{Name: "rest_client_request_duration_seconds", Kind: Histogram, Labels: []Label{labelVerb, labelHost},
+		Help: "Time until the API server answered, by verb and host."})
+)
 
 func newKubeProxyMetrics() kubeProxyMetrics {
-	byFamily := []string{kubeProxyFamily}
-	syncs := func(name, help string) *prometheus.HistogramVec {
-		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: name, Help: help, Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
-		}, byFamily)
-	}
-	answers := func(name, help string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"code"})
-	}
+	syncs := prometheus.ExponentialBuckets(0.001, 2, 15)
 	m := kubeProxyMetrics{
-		syncs:   syncs("kubeproxy_sync_proxy_rules_duration_seconds", "Time a sync took that changed Services of a family, as kube-proxy has it."),
-		full:    syncs("kubeproxy_sync_full_proxy_rules_duration_seconds", "Time a sync of everything took, as kube-proxy has it."),
-		partial: syncs("kubeproxy_sync_partial_proxy_rules_duration_seconds", "Time a sync of what had changed took, as kube-proxy has it."),
-		network: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "kubeproxy_network_programming_duration_seconds",
-			Help: "Time from what made endpoints change until the change was in the kernel, as kube-proxy has it.",
-			Buckets: slices.Concat(
-				prometheus.LinearBuckets(0.25, 0.25, 2),
-				prometheus.LinearBuckets(1, 1, 59),
-				prometheus.LinearBuckets(60, 5, 12),
-				prometheus.LinearBuckets(120, 30, 7),
-			),
-		}, byFamily),
-		answers: map[string]*prometheus.CounterVec{
-			"healthz": answers("kubeproxy_proxy_healthz_total", "Answers of /healthz by HTTP code, as kube-proxy has it."),
-			"livez":   answers("kubeproxy_proxy_livez_total", "Answers of /livez by HTTP code, as kube-proxy has it."),
-		},
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "rest_client_requests_total", Help: "Requests to the API server by HTTP code, method and host.",
-		}, []string{"code", "method", "host"}),
-		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "rest_client_request_duration_seconds", Help: "Time until the API server answered, by verb and host.",
-			Buckets: []float64{0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60},
-		}, []string{"verb", "host"}),
+		syncs:   descProxySyncs.histograms(syncs),
+		full:    descProxyFull.histograms(syncs),
+		partial: descProxyPartial.histograms(syncs),
+		network: descProxyNetwork.histograms(slices.Concat(
+			prometheus.LinearBuckets(0.25, 0.25, 2),
+			prometheus.LinearBuckets(1, 1, 59),
+			prometheus.LinearBuckets(60, 5, 12),
+			prometheus.LinearBuckets(120, 30, 7),
+		)),
+		answers:  map[string]*prometheus.CounterVec{"healthz": descProxyHealthz.counters(), "livez": descProxyLivez.counters()},
+		requests: descRequests.counters(),
+		latency:  descRequestTime.histograms([]float64{0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60}),
 	}
 	for _, f := range families {
 		for _, v := range []*prometheus.HistogramVec{m.syncs, m.full, m.partial, m.network} {
@@ -103,53 +100,43 @@ func (m *Metrics) ObserveRequest(verb, host string, d time.Duration) {
 	m.kubeProxy.latency.WithLabelValues(verb, host).Observe(d.Seconds())
 }
 
-// Descriptions of what is read at a scrape. Of endpoints that are not local there is a
-// gauge, whatever its name.
+// What is read at a scrape. Of endpoints that are not local there is a gauge, whatever
+// its name.
 var (
-	descRulesSynced = kubeProxyDesc("sync_proxy_rules_last_timestamp_seconds", "When changes of a family were last applied.")
-	descRulesQueued = kubeProxyDesc("sync_proxy_rules_last_queued_timestamp_seconds", "When a change of a family last came in.")
-	descNoLocal     = kubeProxyDesc("sync_proxy_rules_no_local_endpoints_total",
-		"Service ports whose traffic policy is Local and whose endpoints are all on other nodes.", labelNames("traffic_policy")...)
-
-	descServiceEvents  = kubeProxyTotal("service_changes_total", "Events of Services.")
-	descServicePending = kubeProxyTotal("service_changes_pending", "Changes of Services that no sync has taken up.")
-	descSliceEvents    = kubeProxyTotal("endpoint_changes_total", "Events of EndpointSlices.")
-	descSlicePending   = kubeProxyTotal("endpoint_changes_pending", "Changes of EndpointSlices that no sync has taken up.")
+	descRulesSynced = describe(Metric{Name: "kubeproxy_sync_proxy_rules_last_timestamp_seconds", Kind: Gauge, Labels: []Label{labelIPFamily},
+		Help: "When changes of a family were last applied."})
+	descRulesQueued = describe(Metric{Name: "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", Kind: Gauge, Labels: []Label{labelIPFamily},
+		Help: "When a change of a family last came in."})
+	descNoLocal = describe(Metric{Name: "kubeproxy_sync_proxy_rules_no_local_endpoints_total", Kind: Gauge, Labels: []Label{labelIPFamily, labelPolicy},
+		Help: "Service ports whose traffic policy is Local and whose endpoints are all on other nodes."})
+	descServiceEvents = describe(Metric{Name: "kubeproxy_sync_proxy_rules_service_changes_total", Kind: Counter,
+		Help: "Events of Services."})
+	descServicePending = describe(Metric{Name: "kubeproxy_sync_proxy_rules_service_changes_pending", Kind: Gauge,
+		Help: "Changes of Services that no sync has taken up."})
+	descSliceEvents = describe(Metric{Name: "kubeproxy_sync_proxy_rules_endpoint_changes_total", Kind: Counter,
+		Help: "Events of EndpointSlices."})
+	descSlicePending = describe(Metric{Name: "kubeproxy_sync_proxy_rules_endpoint_changes_pending", Kind: Gauge,
+		Help: "Changes of EndpointSlices that no sync has taken up."})
 )
-
-// kubeProxyTotal describes what is not told by family.
-func kubeProxyTotal(name, help string) described {
-	return described{Desc: prometheus.NewDesc("kubeproxy_sync_proxy_rules_"+name, help, nil, nil)}
-}
-
-func kubeProxyDesc(name, help string, more ...*string) described {
-	d := described{names: append(labelNames(kubeProxyFamily), more...)}
-	var names []string
-	for _, n := range d.names {
-		names = append(names, *n)
-	}
-	d.Desc = prometheus.NewDesc("kubeproxy_"+name, help, names, nil)
-	return d
-}
 
 // family sends what concerns one IP family.
 func (o out) family(f lb.Family, st FamilyStatus) {
 	if !st.LastSuccess.IsZero() {
-		o.gauge(descRulesSynced, seconds(st.LastSuccess), f.String())
+		o.number(&descRulesSynced, seconds(st.LastSuccess), f.String())
 	}
 	if !st.LastQueued.IsZero() {
-		o.gauge(descRulesQueued, seconds(st.LastQueued), f.String())
+		o.number(&descRulesQueued, seconds(st.LastQueued), f.String())
 	}
-	o.gauge(descNoLocal, float64(st.NoLocalInternal), f.String(), "internal")
-	o.gauge(descNoLocal, float64(st.NoLocalExternal), f.String(), "external")
+	o.number(&descNoLocal, float64(st.NoLocalInternal), f.String(), "internal")
+	o.number(&descNoLocal, float64(st.NoLocalExternal), f.String(), "external")
 }
 
 // changes sends how much has come in.
 func (o out) changes(c Changes) {
-	o.counter(descServiceEvents, c.Services.Total)
-	o.gauge(descServicePending, float64(c.Services.Pending))
-	o.counter(descSliceEvents, c.Endpoints.Total)
-	o.gauge(descSlicePending, float64(c.Endpoints.Pending))
+	o.number(&descServiceEvents, float64(c.Services.Total))
+	o.number(&descServicePending, float64(c.Services.Pending))
+	o.number(&descSliceEvents, float64(c.Endpoints.Total))
+	o.number(&descSlicePending, float64(c.Endpoints.Pending))
 }
 
 // seconds returns t as Prometheus has timestamps.

@@ -67,10 +67,14 @@ type Sources struct {
 	Changes  func() Changes
 
 	Health func() HealthStats // of backends
+	Config func() Config
 
 	Dataplane    string                // its name; empty: not told
 	Fallback     string                // why it is not the better one; empty: it is, or was asked for
 	Approximated func() map[string]int // Service ports whose balancing is not exact, by algorithm
+
+	Detail      string // DetailNode, DetailService or DetailBackend; empty: DetailService
+	MaxServices int    // Service ports that have metrics of their own; 0: all
 }
 
 // HealthStats is what is known of the health of backends, and what was done about it.
@@ -93,70 +97,48 @@ const (
 // scrape; only durations and HTTP answers are kept here.
 type Metrics struct {
 	registry    *prometheus.Registry
-	syncs       prometheus.Histogram
-	programming prometheus.Histogram
+	syncs       prometheus.Observer
+	programming prometheus.Observer
 	answers     *prometheus.CounterVec
 	probes      *prometheus.HistogramVec
 	kubeProxy   kubeProxyMetrics
+	collector   *collector
 }
 
 // NewMetrics returns the metrics of an agent of the given version.
 func NewMetrics(version string, src Sources) *Metrics {
+	syncs := descSyncTime.histograms(prometheus.ExponentialBuckets(50e-6, 2, 18))           // 50 µs to 6.6 s
+	programming := descProgramming.histograms(prometheus.ExponentialBuckets(100e-6, 2, 20)) // 100 µs to 52 s
 	m := &Metrics{
-		registry: prometheus.NewRegistry(),
-		syncs: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "lbproxy_sync_duration_seconds",
-			Help:    "Time the dataplane took to apply a set of changes.",
-			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 18), // 50 µs to 6.6 s
-		}),
-		programming: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "lbproxy_programming_latency_seconds",
-			Help:    "Time from the event of a change until the change was in the kernel.",
-			Buckets: prometheus.ExponentialBuckets(100e-6, 2, 20), // 100 µs to 52 s
-		}),
-		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "lbproxy_health_answers_total",
-			Help: "Answers of the health server by endpoint, healthz or livez, and HTTP code.",
-		}, []string{"endpoint", "code"}),
-		probes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "lbproxy_health_probe_duration_seconds",
-			Help:    "Time that probes of backends took, by kind and by result: healthy, unhealthy, or cannot, which says nothing of the backend.",
-			Buckets: prometheus.ExponentialBuckets(250e-6, 2, 19), // 250 µs to 66 s
-		}, []string{"kind", "result"}),
-		kubeProxy: newKubeProxyMetrics(),
+		registry:    prometheus.NewRegistry(),
+		syncs:       syncs.WithLabelValues(),
+		programming: programming.WithLabelValues(),
+		answers:     descAnswers.counters(),
+		probes:      descProbes.histograms(prometheus.ExponentialBuckets(250e-6, 2, 19)), // 250 µs to 66 s
+		kubeProxy:   newKubeProxyMetrics(),
+		collector:   newCollector(src),
 	}
-	build := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name:        "lbproxy_build_info",
-		Help:        "Always 1; the labels tell what runs.",
-		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
-	})
-	build.Set(1)
+	build := descBuild.gauges()
+	build.WithLabelValues(runtime.Version(), version).Set(1)
 	m.registry.MustRegister(m.kubeProxy.all()...)
 	if src.Dataplane != "" {
-		dp := prometheus.NewGauge(prometheus.GaugeOpts{
-			Name:        "lbproxy_dataplane_info",
-			Help:        "Always 1; the label tells which dataplane serves.",
-			ConstLabels: prometheus.Labels{"dataplane": src.Dataplane},
-		})
-		dp.Set(1)
-		m.registry.MustRegister(dp, newFallback(src.Fallback))
+		dp := descDataplane.gauges()
+		dp.WithLabelValues(src.Dataplane).Set(1)
+		fallback := descFallback.gauges()
+		fallback.WithLabelValues(src.Fallback).Set(0)
+		if src.Fallback != "" {
+			fallback.WithLabelValues(src.Fallback).Set(1)
+		}
+		m.registry.MustRegister(dp, fallback)
 	}
-	m.registry.MustRegister(build, m.syncs, m.programming, m.answers, m.probes, newCollector(src),
+	m.registry.MustRegister(build, syncs, programming, m.answers, m.probes, m.collector,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
-// newFallback returns the gauge that says whether the agent runs with the lesser dataplane.
-func newFallback(because string) prometheus.Gauge {
-	g := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name:        "lbproxy_dataplane_fallback",
-		Help:        "1 if the dataplane serves because the better one cannot, which the label tells; else 0.",
-		ConstLabels: prometheus.Labels{"because": because},
-	})
-	if because != "" {
-		g.Set(1)
-	}
-	return g
+// SetDetail changes what numbers of connections tell apart, as Sources has it.
+func (m *Metrics) SetDetail(detail string, maxServices int) {
+	m.collector.setDetail(detail, maxServices)
 }
 
 // Gatherer returns what MetricsHandler needs.
@@ -188,7 +170,7 @@ func (m *Metrics) ObserveProbe(kind lb.ProbeKind, took time.Duration, result str
 // Answered records an answer of the health server.
 func (m *Metrics) Answered(urlPath string, code int) {
 	endpoint, text := path.Base(urlPath), strconv.Itoa(code)
-	m.answers.WithLabelValues(endpoint, text).Inc()
+	m.answers.WithLabelValues(text, endpoint).Inc()
 	if c := m.kubeProxy.answers[endpoint]; c != nil {
 		c.WithLabelValues(text).Inc()
 	}

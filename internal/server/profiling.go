@@ -19,34 +19,58 @@ const verbosityMax = 64
 type listing struct {
 	mux    *http.ServeMux
 	served []string
+
+	profiled []string    // is served, too, while enabled says so
+	enabled  func() bool // nil: never
 }
 
 // handle adds h for pattern.
 func (l *listing) handle(pattern string, h http.Handler) {
 	l.mux.Handle(pattern, h)
-	_, path, ok := strings.Cut(pattern, " ")
-	if !ok {
-		path = pattern
+	l.served = append(l.served, pathOf(pattern))
+}
+
+// pathOf returns a pattern without its method.
+func pathOf(pattern string) string {
+	if _, path, ok := strings.Cut(pattern, " "); ok {
+		return path
 	}
-	l.served = append(l.served, path)
+	return pattern
 }
 
 // paths returns what is served, sorted.
 func (l *listing) paths() []string {
+	if l.enabled != nil && l.enabled() {
+		return slices.Compact(slices.Sorted(slices.Values(slices.Concat(l.served, l.profiled))))
+	}
 	return slices.Compact(slices.Sorted(slices.Values(l.served)))
 }
 
-// profiling adds the Go profiles, and PUT /debug/flags/v for setVerbosity.
-func (l *listing) profiling(setVerbosity func(string) error, log *slog.Logger) {
-	l.handle("/debug/pprof", http.RedirectHandler("/debug/pprof/", http.StatusMovedPermanently))
-	l.handle("/debug/pprof/", http.HandlerFunc(pprof.Index))
-	l.handle("/debug/pprof/profile", http.HandlerFunc(pprof.Profile))
-	l.handle("/debug/pprof/symbol", http.HandlerFunc(pprof.Symbol))
-	l.handle("/debug/pprof/trace", http.HandlerFunc(pprof.Trace))
+// handleProfile adds h for pattern while profiling is enabled.
+func (l *listing) handleProfile(pattern string, h http.Handler) {
+	l.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		if !l.enabled() {
+			http.NotFound(w, r)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+	l.profiled = append(l.profiled, pathOf(pattern))
+}
+
+// profiling adds the Go profiles, and PUT /debug/flags/v for setVerbosity, while enabled
+// says so.
+func (l *listing) profiling(enabled func() bool, setVerbosity func(string) error, log *slog.Logger) {
+	l.enabled = enabled
+	l.handleProfile("/debug/pprof", http.RedirectHandler("/debug/pprof/", http.StatusMovedPermanently))
+	l.handleProfile("/debug/pprof/", http.HandlerFunc(pprof.Index))
+	l.handleProfile("/debug/pprof/profile", http.HandlerFunc(pprof.Profile))
+	l.handleProfile("/debug/pprof/symbol", http.HandlerFunc(pprof.Symbol))
+	l.handleProfile("/debug/pprof/trace", http.HandlerFunc(pprof.Trace))
 	if setVerbosity == nil {
 		return
 	}
-	l.handle("PUT /debug/flags/v", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	l.handleProfile("PUT /debug/flags/v", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, verbosityMax))
 		if err == nil {
 			err = setVerbosity(strings.TrimSpace(string(body)))

@@ -236,15 +236,3 @@ func TestRunServesUntilTheEnd(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestLabelsAreSorted(t *testing.T) {
-	for _, names := range [][]*string{backendLabels, serviceLabels} {
-		var ns []string
-		for _, n := range names {
-			ns = append(ns, *n)
-		}
-		if !slices.IsSorted(ns) {
-			t.Errorf("%q are not sorted", ns)
-		}
-	}
-}

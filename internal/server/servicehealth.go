@@ -56,6 +56,7 @@ type ServiceHealth struct {
 	checks map[lb.Object]lb.HealthCheck
 	owners map[uint16][]lb.Object // who wants a port; the first has it
 	node   lb.Node
+	at     lb.NodePortAddresses
 
 	// Owned by Run.
 	open map[endpoint]listening
@@ -86,6 +87,7 @@ func NewServiceHealth(o ServiceHealthOptions) *ServiceHealth {
 	}
 	return &ServiceHealth{
 		opts:   o,
+		at:     o.Addrs,
 		dirty:  make(chan struct{}, 1),
 		checks: map[lb.Object]lb.HealthCheck{},
 		owners: map[uint16][]lb.Object{},
@@ -134,6 +136,21 @@ func (h *ServiceHealth) leave(obj lb.Object, port uint16) {
 	if len(h.owners[port]) == 0 {
 		delete(h.owners, port)
 	}
+}
+
+// Addrs returns where ports are.
+func (h *ServiceHealth) Addrs() lb.NodePortAddresses {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.at
+}
+
+// SetAddrs says where ports are from now on.
+func (h *ServiceHealth) SetAddrs(at lb.NodePortAddresses) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.at = at
+	h.nudge()
 }
 
 // SetNode says what the Node object says, for its addresses.
@@ -256,13 +273,13 @@ type places struct {
 // that is the same as at all. h.mu is not held: the kernel may take its time.
 func (h *ServiceHealth) places() (at [2]places) {
 	h.mu.Lock()
-	node, needed := h.node, len(h.owners) > 0
+	node, addrs, needed := h.node, h.at, len(h.owners) > 0
 	h.mu.Unlock()
 	var local []netip.Addr
 	var err error
 	read := false
 	for i, f := range families {
-		if everywhere(h.opts.Addrs, f, node) {
+		if everywhere(addrs, f, node) {
 			at[i] = places{addrs: []netip.Addr{f.Unspecified()}}
 			continue
 		}
@@ -276,7 +293,7 @@ func (h *ServiceHealth) places() (at [2]places) {
 			continue
 		}
 		for _, a := range local {
-			if lb.FamilyOf(a) == f && !a.IsLinkLocalUnicast() && h.opts.Addrs.Serves(a, node) {
+			if lb.FamilyOf(a) == f && !a.IsLinkLocalUnicast() && addrs.Serves(a, node) {
 				at[i].addrs = append(at[i].addrs, a)
 			}
 		}

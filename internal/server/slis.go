@@ -20,19 +20,21 @@ type slis struct {
 	total *prometheus.CounterVec
 }
 
+const pageSLIs = "/metrics/slis"
+
+var (
+	descCheck = describe(Metric{Name: "kubernetes_healthcheck", Kind: Gauge, Labels: []Label{labelName, labelType}, Page: pageSLIs,
+		Help: "Result of a health check: 1 is healthy."})
+	descChecks = describe(Metric{Name: "kubernetes_healthchecks_total", Kind: Counter, Labels: []Label{labelName, labelStatus, labelType}, Page: pageSLIs,
+		Help: "Results of health checks."})
+	descBegun = describe(Metric{Name: "process_start_time_seconds", Kind: Gauge, Page: pageSLIs,
+		Help: "Start time of the process since unix epoch in seconds."})
+)
+
 func newSLIs(started time.Time) *slis {
-	s := &slis{
-		last: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "kubernetes_healthcheck", Help: "Result of a health check: 1 is healthy.",
-		}, []string{"name", "type"}),
-		total: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "kubernetes_healthchecks_total", Help: "Results of health checks.",
-		}, []string{"name", "status", "type"}),
-	}
-	begun := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "process_start_time_seconds", Help: "Start time of the process since unix epoch in seconds.",
-	})
-	begun.Set(seconds(started))
+	s := &slis{last: descCheck.gauges(), total: descChecks.counters()}
+	begun := descBegun.gauges()
+	begun.WithLabelValues().Set(seconds(started))
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s.last, s.total, begun)
 	s.Handler = promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapes})

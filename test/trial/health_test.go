@@ -5,8 +5,11 @@
 package trial
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,14 +19,18 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
 const (
 	// envWeb makes this program a web server in a lab, which answers with the status in
-	// the file that it names.
-	envWeb  = "TRIAL_WEB"
-	webPort = 8081
+	// the file that it names, and one of gRPC, which is serving if that is 200.
+	envWeb   = "TRIAL_WEB"
+	webPort  = 8081
+	grpcPort = 8082
 )
 
 // often are annotations by which probes are made and count soon.
@@ -34,19 +41,47 @@ const often = "lbproxy.io/health-check-interval: 200ms, lbproxy.io/health-check-
 const (
 	activeOnly = "lbproxy.io/health-passive: 'false'"
 	byTCP      = "lbproxy.io/health-check: tcp, " + often
+	byGRPC     = "lbproxy.io/health-check: grpc, lbproxy.io/health-check-port: '8082', " + often
 	byHTTP     = "lbproxy.io/health-check: http, lbproxy.io/health-check-port: '8081', lbproxy.io/health-check-path: /ready, " + often
 )
 
 // serveWeb is the life of such a server.
 func serveWeb(file string) error {
+	at, err := net.Listen("tcp", fmt.Sprintf(":%d", grpcPort))
+	if err != nil {
+		return err
+	}
+	rpc := grpc.NewServer()
+	grpc_health_v1.RegisterHealthServer(rpc, &healths{file: file})
+	go func() { _ = rpc.Serve(at) }()
 	return http.ListenAndServe(fmt.Sprintf(":%d", webPort), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		text, err := os.ReadFile(file)
-		status, serr := strconv.Atoi(string(text))
-		if err != nil || serr != nil {
-			status = http.StatusNotImplemented
-		}
-		w.WriteHeader(status)
+		w.WriteHeader(statusIn(file))
 	}))
+}
+
+// statusIn returns the status that a file has.
+func statusIn(file string) int {
+	text, err := os.ReadFile(file)
+	status, serr := strconv.Atoi(string(text))
+	if err != nil || serr != nil {
+		return http.StatusNotImplemented
+	}
+	return status
+}
+
+// healths answers by the gRPC health protocol.
+type healths struct {
+	grpc_health_v1.UnimplementedHealthServer
+	file string
+}
+
+// Check says that the server is serving, or not.
+func (h *healths) Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+	status := grpc_health_v1.HealthCheckResponse_NOT_SERVING
+	if statusIn(h.file) == http.StatusOK {
+		status = grpc_health_v1.HealthCheckResponse_SERVING
+	}
+	return &grpc_health_v1.HealthCheckResponse{Status: status}, nil
 }
 
 // says adds annotations to a Service.
@@ -172,26 +207,29 @@ func TestProbesFollowAProcess(t *testing.T) {
 }
 
 // Without probes the traffic tells: the first connection that is refused is the last, or
-// nearly so. Rules of iptables do not see it.
+// nearly so. With iptables it takes until rules are written.
 func TestTrafficTellsOfAProcess(t *testing.T) {
-	r := newRig(t)
-	r.put("web.yaml", r.manifest("web", webVIP, "backend1", "backend2", "backend3"))
-	a := r.run("--dataplane=ebpf")
-	r.settles(webVIP, "backend1", "backend2", "backend3")
+	eachDataplane(t, func(t *testing.T, flags []string) {
+		r := newRig(t)
+		r.put("web.yaml", r.manifest("web", webVIP, "backend1", "backend2", "backend3"))
+		a := r.run(flags...)
+		r.settles(webVIP, "backend1", "backend2", "backend3")
 
-	r.lab.Host("backend2").Kill()
-	_, failed := r.answered(webVIP, clients, 12)
-	if failed < 1 || failed > 3 {
-		t.Errorf("%d of %d connections failed, want 1 to 3", failed, 12*len(clients))
-	}
-	a.awaitLog("reason=BackendEjected", r.backend("backend2"), "connection refused")
-	r.settles(webVIP, "backend1", "backend3")
+		r.lab.Host("backend2").Kill()
+		_, failed := r.answered(webVIP, clients, 12)
+		if failed < 1 || failed > 6 {
+			t.Errorf("%d of %d connections failed, want 1 to 6", failed, 12*len(clients))
+		}
+		t.Logf("%d of %d connections failed", failed, 12*len(clients))
+		a.awaitLog("reason=BackendEjected", r.backend("backend2"), "connection refused")
+		r.settles(webVIP, "backend1", "backend3")
 
-	tr := r.traffic(webVIP)
-	r.revive("backend2")
-	a.awaitLog("reason=BackendRestored", r.backend("backend2"))
-	r.settles(webVIP, "backend1", "backend2", "backend3")
-	tr.stop()
+		tr := r.traffic(webVIP)
+		r.revive("backend2")
+		a.awaitLog("reason=BackendRestored", r.backend("backend2"))
+		r.settles(webVIP, "backend1", "backend2", "backend3")
+		tr.stop()
+	})
 }
 
 // A backend that does not answer any more is found out by those who wait for it.
@@ -289,50 +327,140 @@ func (r *rig) nft(pod, commands string) {
 	}
 }
 
-// forbid has a pod drop what begins a connection from the node, as a NetworkPolicy may
-// that lets pods in.
-func (r *rig) forbid(pod string) {
+// forbid has a pod refuse or drop what begins a connection from hosts, as a NetworkPolicy
+// may that lets others in. how is a statement of nft.
+func (r *rig) forbid(pod, how string, hosts ...netip.Addr) {
 	r.t.Helper()
-	r.nft(pod, "add table inet forbid; add chain inet forbid in { type filter hook input priority 0; }; "+
-		fmt.Sprintf("add rule inet forbid in ip saddr %s tcp flags syn drop", lab.NodeAddr4))
+	commands := "add table inet forbid; delete table inet forbid; add table inet forbid; " +
+		"add chain inet forbid in { type filter hook input priority 0; }; "
+	for _, host := range hosts {
+		commands += fmt.Sprintf("add rule inet forbid in ip saddr %s tcp flags syn %s; ", host, how)
+	}
+	r.nft(pod, commands)
 }
+
+// The ways in which a policy forbids a connection.
+const (
+	drops   = "drop"
+	refuses = "reject with tcp reset"
+)
 
 // podClients are those whose connections such a policy lets in.
 var podClients = []string{"client1", "client2"}
 
-// A policy that forbids probes takes no backend away that serves.
+// A policy that forbids probes takes no backend away that serves, however it forbids them
+// and whatever they are.
 func TestForbiddenProbes(t *testing.T) {
 	eachDataplane(t, func(t *testing.T, flags []string) {
 		r := newRig(t)
 		all := []string{"backend1", "backend2", "backend3"}
-		r.forbid("backend1")
+		for _, pod := range all {
+			r.web(pod)
+		}
 		plain := r.manifest("web", webVIP, all...)
 		r.put("web.yaml", plain)
 		a := r.run(flags...)
-		var failed int
-		serve := func() bool {
-			got, bad := r.answered(webVIP, podClients, 6)
-			failed += bad
-			return slices.Equal(got, all)
-		}
-		eventually(t, "all backends serve pods", serve)
-
-		r.put("web.yaml", says(plain, byTCP, "lbproxy.io/health-check-timeout: 300ms"))
-		eventually(t, "an Event says that probes are blocked", func() bool {
-			serve()
-			return a.log.line("level=INFO", "reason=ProbeBlocked", r.backend("backend1")) != ""
-		})
-		for range 5 {
-			if !serve() {
-				t.Error("not all backends serve pods")
+		r.settles(webVIP, all...)
+		for _, tc := range []struct{ probe, how, says string }{
+			{byTCP, drops, "tcp: no answer"},
+			{byGRPC, drops, "grpc: cannot connect: no answer"},
+			{byGRPC, refuses, "grpc: connection refused"},
+		} {
+			r.put("web.yaml", plain) // it forgets
+			r.forbid("backend1", tc.how, lab.NodeAddr4)
+			r.put("web.yaml", says(plain, tc.probe, "lbproxy.io/health-check-timeout: 300ms"))
+			var failed int
+			serve := func() bool {
+				got, bad := r.answered(webVIP, podClients, 6)
+				failed += bad
+				return slices.Equal(got, all)
 			}
-		}
-		if failed > 0 {
-			t.Errorf("%d connections of pods failed", failed)
+			eventually(t, "an Event says that probes are blocked", func() bool {
+				serve()
+				return a.log.line("level=INFO", "reason=ProbeBlocked", r.backend("backend1"), tc.says) != ""
+			})
+			for range 5 {
+				if !serve() {
+					t.Errorf("%s: not all backends serve pods", tc.says)
+				}
+			}
+			if failed > 0 {
+				t.Errorf("%s: %d connections of pods failed", tc.says, failed)
+			}
 		}
 		if line := a.log.line("reason=BackendEjected"); line != "" {
 			t.Error(line)
 		}
+	})
+}
+
+// What gRPC says counts.
+func TestGRPCProbes(t *testing.T) {
+	eachDataplane(t, func(t *testing.T, flags []string) {
+		r := newRig(t)
+		all := []string{"backend1", "backend2", "backend3"}
+		status := r.web("backend1")
+		r.web("backend2")
+		r.web("backend3")
+		r.put("web.yaml", says(r.manifest("web", webVIP, all...), byGRPC))
+		a := r.run(flags...)
+		r.settles(webVIP, all...)
+		tr := r.traffic(webVIP)
+		status(http.StatusServiceUnavailable)
+		a.awaitLog("reason=BackendEjected", r.backend("backend1"), "the backend says NOT_SERVING")
+		r.settles(webVIP, "backend2", "backend3")
+		status(http.StatusOK)
+		a.awaitLog("reason=BackendRestored", r.backend("backend1"))
+		r.settles(webVIP, all...)
+		tr.stop()
+	})
+}
+
+// A policy that refuses probes and some clients takes a backend away from the others for 2 s
+// at most: their connections tell that it is well.
+func TestForbiddenProbesAndClient(t *testing.T) {
+	eachDataplane(t, func(t *testing.T, flags []string) {
+		r := newRig(t)
+		all := []string{"backend1", "backend2", "backend3"}
+		r.forbid("backend1", refuses, lab.NodeAddr4, r.lab.Host("client2").Addr4)
+		r.put("web.yaml", says(r.manifest("web", webVIP, all...), byTCP))
+		a := r.run(flags...)
+		may := func() []string {
+			got, failed := r.answered(webVIP, []string{"client1"}, 6)
+			if failed > 0 {
+				t.Errorf("%d connections of client1 failed", failed)
+			}
+			return got
+		}
+		eventually(t, "an Event says that probes are blocked", func() bool {
+			may()
+			return a.log.line("reason=ProbeBlocked", r.backend("backend1")) != ""
+		})
+		refused := 0
+		both := func() []string {
+			_, failed := r.answered(webVIP, []string{"client2"}, 3)
+			refused += failed
+			return may()
+		}
+		eventually(t, "backend1 answers client1, whatever client2 meets", func() bool {
+			for range 10 {
+				if !slices.Equal(both(), all) {
+					return false
+				}
+			}
+			return refused > 0
+		})
+		told := a.log.line("reason=BackendEjected", r.backend("backend1"))
+		for range 100 {
+			both()
+		}
+		if n := strings.Count(a.log.String(), "reason=BackendEjected"); n > 1 || told == "" {
+			t.Errorf("backend1 was ejected %d times, want once: %s", n, told)
+		}
+		if got := both(); !slices.Equal(got, all) {
+			t.Errorf("%v answer client1, want all", got)
+		}
+		t.Logf("%d connections of client2 were refused", refused)
 	})
 }
 
@@ -344,12 +472,8 @@ func TestKilledWhileABackendIsOut(t *testing.T) {
 		a := r.run(flags...)
 		r.settles(webVIP, "backend1", "backend2", "backend3")
 		r.lab.Host("backend1").Kill()
-		// No probe may have found it healthy yet. Then probes that are refused do not speak
-		// against it as long as all connections so far were answered: some have to be made.
-		eventually(t, "backend1 is ejected", func() bool {
-			r.answered(webVIP, clients, 6)
-			return a.log.line("reason=BackendEjected", r.backend("backend1")) != ""
-		})
+		// By probes alone, whether one has found it healthy before or not.
+		a.awaitLog("reason=BackendEjected", r.backend("backend1"))
 		r.settles(webVIP, "backend2", "backend3")
 
 		tr := r.traffic(webVIP)

@@ -8,6 +8,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -74,6 +76,15 @@ endpoints: %s
 	return text
 }
 
+// scale is how many times as many connections there are as in CI: LBPROXY_TRIAL_SCALE.
+var scale = func() int {
+	n, err := strconv.Atoi(os.Getenv("LBPROXY_TRIAL_SCALE"))
+	if err != nil || n < 1 {
+		return 1
+	}
+	return n
+}()
+
 // target is where a client connects to.
 type target struct {
 	name string
@@ -114,14 +125,16 @@ func (r *rig) startLoad() *load {
 			for _, proto := range []string{lab.TCP, lab.UDP} {
 				name := fmt.Sprintf("%s of %s to the %s", proto, from, to.name)
 				l.made[name] = 0
-				l.wg.Go(func() {
-					pause := time.NewTicker(loadPause)
-					defer pause.Stop()
-					for ctx.Err() == nil {
-						l.exchange(r, name, from, lab.Request{Proto: proto, To: to.at})
-						<-pause.C
-					}
-				})
+				for range min(scale, 2) {
+					l.wg.Go(func() {
+						pause := time.NewTicker(loadPause)
+						defer pause.Stop()
+						for ctx.Err() == nil {
+							l.exchange(r, name, from, lab.Request{Proto: proto, To: to.at})
+							<-pause.C
+						}
+					})
+				}
 			}
 		}
 	}
@@ -221,15 +234,17 @@ func (r *rig) old(what string) *old {
 	o := &old{r: r, what: what, busy: map[string]*lab.Conn{}, quiet: map[string]*lab.Conn{}, stop: cancel}
 	for _, from := range clients {
 		for i, to := range targets(80, nodePort) {
-			name := fmt.Sprintf("%s to the %s", from, to.name)
-			o.busy[name] = r.hold(from, lab.Request{Proto: lab.TCP, To: to.at})
-			o.quiet["idle, "+name] = r.hold(from, lab.Request{Proto: lab.TCP, To: to.at})
-			o.quiet["silent, "+name] = r.hold(from, lab.Request{Proto: lab.Quiet, To: targets(quietAt, quietNode)[i].at})
+			for n := range scale {
+				name := fmt.Sprintf("%d, %s to the %s", n, from, to.name)
+				o.busy[name] = r.hold(from, lab.Request{Proto: lab.TCP, To: to.at})
+				o.quiet["idle, "+name] = r.hold(from, lab.Request{Proto: lab.TCP, To: to.at})
+				o.quiet["silent, "+name] = r.hold(from, lab.Request{Proto: lab.Quiet, To: targets(quietAt, quietNode)[i].at})
+			}
 		}
 	}
 	for name, c := range o.busy {
 		o.wg.Go(func() {
-			pause := time.NewTicker(heldPause)
+			pause := time.NewTicker(heldPause * time.Duration(scale))
 			defer pause.Stop()
 			for ctx.Err() == nil {
 				o.ask(r.t.Context(), name, c)

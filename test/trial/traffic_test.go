@@ -171,15 +171,21 @@ type traffic struct {
 
 // traffic starts dialling until stop.
 func (r *rig) traffic(at vip) *traffic {
+	r.t.Helper()
+	return r.trafficEvery(at, 5*time.Millisecond) // the rest of the machine has work to do
+}
+
+// trafficEvery is traffic with a pause between connections of a client.
+func (r *rig) trafficEvery(at vip, every time.Duration) *traffic {
 	ctx, cancel := context.WithCancel(r.t.Context())
 	tr := &traffic{t: r.t, cancel: cancel, made: map[string]int{}}
 	for _, from := range clients {
 		tr.wg.Go(func() {
-			pause := time.NewTicker(5 * time.Millisecond)
+			pause := time.NewTicker(every)
 			defer pause.Stop()
 			for ctx.Err() == nil {
 				tr.note(from, r.dial(from, at, 5*time.Second))
-				<-pause.C // the rest of the machine has work to do
+				<-pause.C
 			}
 		})
 	}

@@ -19,6 +19,7 @@ const contentType = runtime.ContentTypeProtobuf
 const (
 	eventAdded    = "ADDED"
 	eventModified = "MODIFIED"
+	eventDeleted  = "DELETED"
 	eventBookmark = "BOOKMARK"
 )
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -135,6 +136,33 @@ func (s *Server) Put(obj Object) (time.Time, error) {
 		it = old
 	}
 	return c.tell(event, it)
+}
+
+// Delete forgets the object of obj's name, and tells every watch of it, with what obj has
+// and a new resource version. One that is not there is no error.
+func (s *Server) Delete(obj Object) error {
+	c, err := s.collectionOf(obj)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := obj.GetNamespace() + "/" + obj.GetName()
+	it := c.items[key]
+	if it == nil {
+		return nil
+	}
+	c.revision = s.revision.Add(1)
+	obj.SetResourceVersion(fmt.Sprint(c.revision))
+	last, err := c.newItem(obj)
+	if err != nil {
+		return err
+	}
+	last.labels, last.fields = it.labels, it.fields // by which watches know it
+	delete(c.items, key)
+	c.order = slices.DeleteFunc(c.order, func(other *item) bool { return other == it })
+	_, err = c.tell(eventDeleted, last)
+	return err
 }
 
 // tell writes an event to every watch that selects it. c.mu is held.

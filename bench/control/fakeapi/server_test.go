@@ -168,6 +168,12 @@ func TestWatchList(t *testing.T) {
 	expect(t, "its cluster IP", svc.Spec.ClusterIP, "10.0.0.4")
 	put(t, s, service("c", "10.0.0.5", nil))
 	expect(t, "a new one", w.next(&corev1.Service{}), "ADDED v1 Service c 5")
+	for _, name := range []string{"b", "nobody", "c"} { // b is not selected
+		if err := s.Delete(service(name, "", nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(t, "one that goes", w.next(&corev1.Service{}), "DELETED v1 Service c 7")
 	expect(t, "who selects nothing", stream{t, all.Body}.next(&corev1.Service{}), "MODIFIED v1 Service b 3")
 }
 

@@ -4,6 +4,7 @@ package observe
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -131,22 +132,20 @@ func CPU(l *lab.Lab) (float64, error) {
 	return 0, fmt.Errorf("processor time: no usage_usec in cpu.stat of %s", l.CgroupRoot())
 }
 
-// ProcessCPU returns the processor time that a process has used, in seconds.
-func ProcessCPU(pid int) (float64, error) {
+// ProcessCPU returns the processor time that a process has used, in seconds: its own, and
+// the kernel's for it.
+func ProcessCPU(pid int) (user, system float64, err error) {
 	const tick = 100 // USER_HZ, which is the same on every machine that Go runs on
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, fmt.Errorf("processor time: %w", err)
+		return 0, 0, fmt.Errorf("processor time: %w", err)
 	}
 	_, after, _ := strings.Cut(string(text), ") ") // the name may contain spaces
 	f := strings.Fields(after)
 	if len(f) < 13 {
-		return 0, fmt.Errorf("processor time: %q", after)
+		return 0, 0, fmt.Errorf("processor time: %q", after)
 	}
-	user, err := strconv.ParseFloat(f[11], 64)
-	if err != nil {
-		return 0, fmt.Errorf("processor time: %w", err)
-	}
-	system, err := strconv.ParseFloat(f[12], 64)
-	return (user + system) / tick, err
+	user, one := strconv.ParseFloat(f[11], 64)
+	system, two := strconv.ParseFloat(f[12], 64)
+	return user / tick, system / tick, errors.Join(one, two)
 }

@@ -192,10 +192,11 @@ type chooseSourceRange struct {
 }
 
 type chooseSuspect struct {
-	_     structs.HostLayout
-	Until uint64
-	Calm  uint64
-	Reset uint64
+	_        structs.HostLayout
+	Until    uint64
+	Calm     uint64
+	Reset    uint64
+	Answered uint64
 }
 
 type chooseTuple struct {

@@ -118,25 +118,3 @@ func cleanupLayout(dir string) (removed []string, err error) {
 	}
 	return removed, os.RemoveAll(dir)
 }
-
-// removeOldLayouts removes what another version of lbproxy left. Its programs run
-// before ours and serve with what it knew last, so that there is no gap until ours
-// know everything; that is when this is called.
-func (d *Dataplane) removeOldLayouts() error {
-	layouts, err := filepath.Glob(filepath.Join(filepath.Dir(d.maps.dir), "*"))
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, dir := range layouts {
-		if dir == d.maps.dir {
-			continue
-		}
-		if _, err := cleanupLayout(dir); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		d.opts.Log.Info("removed an older layout of lbproxy's tables", "dir", dir)
-	}
-	return errors.Join(errs...)
-}

@@ -46,6 +46,23 @@ func (r *rig) wantTotals(what string, opened, closed, failed uint64) {
 	r.t.Errorf("%s: %s, want %s", what, got, want)
 }
 
+// wantAnswered checks how many connections backends answered. Those that a client knows of
+// are counted.
+func (r *rig) wantAnswered(what string, want uint64) {
+	r.t.Helper()
+	s, err := r.dp.Stats()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var got uint64
+	for _, b := range s.Backends {
+		got += b.Answered
+	}
+	if got != want {
+		r.t.Errorf("%s: %d connections were answered, want %d", what, got, want)
+	}
+}
+
 // TestCounts opens connections and ends them in every way that a client or a
 // backend has. Each is counted once, from sockets and from packets.
 func TestCounts(t *testing.T) {
@@ -61,6 +78,7 @@ func TestCounts(t *testing.T) {
 	step := func(what string) {
 		t.Helper()
 		r.wantTotals(what, opened, closed, failed)
+		r.wantAnswered(what, opened-failed)
 	}
 	for _, from := range []string{"client1", "client2", lab.Node, lab.Outside} {
 		const n = 10
@@ -119,6 +137,7 @@ func TestCountsGivingUp(t *testing.T) {
 		t.Errorf("answers: %v, want none", got)
 	}
 	r.wantTotals("given up", 3, 3, 3)
+	r.wantAnswered("given up", 0)
 }
 
 // TestBackendLeavesAndReturns removes a backend that has connections: it keeps

@@ -79,6 +79,7 @@ type Dataplane struct {
 	gone  chan struct{} // capacity 1: Syncs left something behind
 	flush chan struct{} // capacity 1: a sweep is due
 	node  atomic.Pointer[lb.Node]
+	addrs atomic.Pointer[addresses] // nil: those of opts
 
 	attached map[int]device // by index; used by Open, then by Run, as is layer3
 	layer3   programs       // nil: not needed yet
@@ -101,6 +102,7 @@ type Dataplane struct {
 	ripe       map[uint32]bool   // backends that left before the grace period under way
 	swept      sweepResult
 	recounted  recount
+	past       counts  // of all backends that were freed, see begin
 	complete   bool    // a full Sync was made
 	translated [2]bool // netfilter translates connections to frontends of IPv4, IPv6
 	unsure     [2]bool // that it does not, until complete
@@ -207,18 +209,18 @@ func (d *Dataplane) syncSettings() {
 		}
 	}
 	node, told := d.knownNode()
-	if told || !d.opts.NodePorts.Primary {
+	if told || !d.nodePorts().Primary {
 		for i, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 			want.Localhost[i] = 0
-			if d.opts.NodePorts.Serves(a, node) {
+			if d.nodePorts().Serves(a, node) {
 				want.Localhost[i] = 1
 			}
 		}
 	}
-	if told || d.opts.Local.Mode != lb.LocalNodeCIDR {
+	if told || d.local().Mode != lb.LocalNodeCIDR {
 		for i, f := range []lb.Family{lb.IPv4, lb.IPv6} {
 			want.Known[i] &^= uint32(lbKnownKNOWN_PODS)
-			if d.opts.Local.Knows(f, node) {
+			if d.local().Knows(f, node) {
 				want.Known[i] |= uint32(lbKnownKNOWN_PODS)
 			}
 		}
@@ -284,10 +286,10 @@ func (d *Dataplane) syncPodRanges() error {
 	table := d.maps.byName[lbMapPodRanges]
 	want := map[lbPrefix]uint32{}
 	node, told := d.knownNode()
-	if !told && d.opts.Local.Mode == lb.LocalNodeCIDR {
+	if !told && d.local().Mode == lb.LocalNodeCIDR {
 		return nil
 	}
-	for _, p := range d.opts.Local.PodRanges(node) {
+	for _, p := range d.local().PodRanges(node) {
 		want[prefixOf(p)] = 1
 	}
 	if err := syncTable(d.maps, table, want); err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,7 +25,8 @@ import (
 // Old connections are made known to tracker before a new one can be the other
 // dataplane's: one that was silent since that one began would look like no connection to
 // netfilter, and a new one of the same client could get the same addresses towards the
-// same backend. What masqueraded ones leave as is known to it until Drain has ended.
+// same backend. What masqueraded ones leave as is reserved there until they, or Drain, have
+// ended. If nobody drains any more, the tracker forgets it by itself.
 //
 // Drain works in the network namespace of the calling thread, and returns an error that
 // wraps ErrRunning while another process has the state open.
@@ -33,7 +35,7 @@ func Drain(ctx context.Context, opts Options, tracker Tracker) error {
 		opts.BPFFS = defaultBPFFS
 	}
 	if _, err := os.Stat(stateDir(opts.BPFFS)); errors.Is(err, os.ErrNotExist) {
-		return nil
+		return tracker.Reserve(nil)
 	}
 	opts, err := opts.orDefault()
 	if err != nil {
@@ -46,13 +48,13 @@ func Drain(ctx context.Context, opts Options, tracker Tracker) error {
 	if err != nil { // another layout, or a kernel that does not take the programs any more
 		opts.Log.Warn("connections that eBPF translates per packet end: its state cannot be used", "error", err)
 		_, err = Cleanup(opts)
-		return err
+		return errors.Join(err, tracker.Reserve(nil))
 	}
-	masked, err := d.drainAll(ctx, tracker)
+	err = d.drainAll(ctx, tracker)
 	if err == nil && ctx.Err() == nil {
 		var removed []string
 		removed, err = cleanupAll(opts)
-		err = errors.Join(err, tracker.Untrack(masked))
+		err = errors.Join(err, tracker.Reserve(nil))
 		opts.Log.Info("what the eBPF dataplane left is removed", "pins", len(removed))
 	}
 	return errors.Join(err, d.Close())
@@ -76,38 +78,71 @@ func openDrain(opts Options) (*Dataplane, error) {
 	return d, nil
 }
 
-// drainAll lets all Services go and waits until no connection needs the programs. It
-// returns what the tracker knows on their behalf.
-func (d *Dataplane) drainAll(ctx context.Context, tracker Tracker) (masked []dataplane.Flow, err error) {
+// drainAll lets all Services go and waits until no connection needs the programs.
+func (d *Dataplane) drainAll(ctx context.Context, tracker Tracker) error {
 	d.track(tracker)
 	if err := d.openClusterIPs(); err != nil {
-		return nil, fmt.Errorf("let unknown ports pass: %w", err)
+		return fmt.Errorf("let unknown ports pass: %w", err)
 	}
 	if err := d.Sync(ctx, dataplane.Delta{Full: true}); err != nil {
-		return nil, fmt.Errorf("remove Services: %w", err)
+		return fmt.Errorf("remove Services: %w", err)
 	}
 	n, err := d.killer.killStale(ctx) // after it nobody is under way who has seen a Service
 	d.tellKilled("connected through what is gone", n, err)
-	masked = d.track(tracker)
-	return masked, d.awaitConns(ctx)
+	d.track(tracker)
+	return d.awaitConns(ctx, tracker)
 }
 
-// track makes the tracker know the connections that go on. It returns those that are
-// known to it for as long as conns has them. That something fails costs some luck: most
-// connections are not silent, so that it knows them, and few ports are taken twice.
-func (d *Dataplane) track(tracker Tracker) (masked []dataplane.Flow) {
+// track makes the tracker know the connections that go on, and reserves what masqueraded
+// ones leave as. That something fails costs some luck: most connections are not silent,
+// so that it knows them, and few ports are taken twice.
+func (d *Dataplane) track(tracker Tracker) {
 	h, err := d.held()
 	if err == nil {
-		err = tracker.Track(slices.Concat(h.open, h.masked))
+		err = errors.Join(tracker.Track(h.open), tracker.Reserve(h.masked), d.untrackEnded(tracker, h.open))
 	}
 	if err != nil {
 		d.opts.Log.Warn("connection tracking does not know all old connections; some that are silent may be reset", "error", err)
 	}
-	return h.masked
 }
 
-// awaitConns waits until conns has no connection.
-func (d *Dataplane) awaitConns(ctx context.Context) error {
+// untrackEnded makes the tracker forget those of flows that have ended while it was told
+// of them: it may have seen their last packets before, and would wait for them in vain.
+func (d *Dataplane) untrackEnded(tracker Tracker, flows []dataplane.Flow) error {
+	if len(flows) == 0 {
+		return nil
+	}
+	now, err := d.held()
+	if err != nil {
+		return err
+	}
+	goOn := make(map[dataplane.Flow]bool, len(now.open))
+	for _, fl := range now.open {
+		goOn[fl] = true
+	}
+	return tracker.Untrack(slices.DeleteFunc(flows, func(fl dataplane.Flow) bool { return goOn[fl] }))
+}
+
+// reservePeriod is the time between two renewals of reservations, of which a tracker
+// forgets those that are a minute old. A renewal costs a look at all connections, and a
+// system call for each that is masqueraded.
+const reservePeriod = 4 * sweepInterval
+
+// reserve renews the reservations of connections that go on.
+func (d *Dataplane) reserve(tracker Tracker) {
+	var h held
+	err := d.eachConn(h.add)
+	if err == nil {
+		err = tracker.Reserve(h.masked)
+	}
+	if err != nil {
+		d.opts.Log.Warn("netfilter may give source ports of old connections to others", "error", err)
+	}
+}
+
+// awaitConns waits until conns has no connection, and renews reservations meanwhile.
+func (d *Dataplane) awaitConns(ctx context.Context, tracker Tracker) error {
+	renewed := time.Now()
 	for told := false; ; told = true {
 		if err := d.Sweep(); err != nil {
 			return err
@@ -123,6 +158,10 @@ func (d *Dataplane) awaitConns(ctx context.Context) error {
 		}
 		if !sleep(ctx, sweepInterval) {
 			return nil
+		}
+		if time.Since(renewed) >= reservePeriod {
+			d.reserve(tracker)
+			renewed = time.Now()
 		}
 	}
 }

@@ -8,18 +8,21 @@ import (
 	"context"
 	stdmaps "maps"
 	"net/netip"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/dataplane/labtest"
 	"github.com/lbproxy/lbproxy/internal/lab"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // memory is a Tracker that remembers.
 type memory struct {
-	known map[dataplane.Flow]bool
-	told  int
-	each  func(n int) // called at the n-th Track
+	known, reserved map[dataplane.Flow]bool
+	told            int
+	each            func(n int) // called at the n-th Track
 }
 
 // Track implements Tracker.
@@ -30,6 +33,15 @@ func (m *memory) Track(flows []dataplane.Flow) error {
 	m.each(m.told)
 	for _, f := range flows {
 		m.known[f] = true
+	}
+	return nil
+}
+
+// Reserve implements Tracker.
+func (m *memory) Reserve(flows []dataplane.Flow) error {
+	m.reserved = map[dataplane.Flow]bool{}
+	for _, f := range flows {
+		m.reserved[f] = true
 	}
 	return nil
 }
@@ -93,7 +105,7 @@ func TestUnknownPortsComeLast(t *testing.T) {
 	r.stop()
 	r.drain(func(d *Dataplane) error {
 		d.maps.before = func(uint64) { look(d.maps, "drain") }
-		_, err := d.drainAll(t.Context(), &memory{each: func(int) {}})
+		err := d.drainAll(t.Context(), &memory{each: func(int) {}})
 		look(d.maps, "after the drain")
 		return err
 	})
@@ -108,8 +120,9 @@ func TestDrainTracksOldConnections(t *testing.T) {
 		r.svc("web", lb.IPv4, lb.TCP, "round-robin", r.pods(lb.IPv4, "backend1", "remote1"),
 			frontend(lb.ClusterIP, lb.TCP, vip.String(), lb.MasqueradeOffCluster)),
 	}})
-	want := map[dataplane.Flow]bool{}
-	masked := 0
+	want, masked := map[dataplane.Flow]bool{}, map[dataplane.Flow]bool{}
+	var ending dataplane.Flow // while the tracker is told
+	var end func()
 	for _, from := range []string{"client1", "client2", lab.Node, lab.Outside} {
 		for range 2 {
 			c, res := r.lab.Host(from).Open(t.Context(), lab.Request{Proto: lab.TCP, To: vip})
@@ -117,15 +130,16 @@ func TestDrainTracksOldConnections(t *testing.T) {
 				t.Fatalf("%s: %s %s", from, res.Kind, res.Err)
 			}
 			t.Cleanup(func() { _ = c.Close(context.Background(), "rst") })
-			want[dataplane.Flow{Proto: lb.TCP, Client: res.Local, Backend: res.ServerLocal}] = true
+			ending = dataplane.Flow{Proto: lb.TCP, Client: res.Local, Backend: res.ServerLocal}
+			end = func() { _ = c.Close(context.Background(), "rst") }
+			want[ending] = true
 			if res.Seen != res.Local {
-				want[dataplane.Flow{Proto: lb.TCP, Client: res.Seen, Backend: res.ServerLocal}] = true
-				masked++
+				masked[dataplane.Flow{Proto: lb.TCP, Client: res.Seen, Backend: res.ServerLocal}] = true
 			}
 		}
 	}
-	if masked != 2 {
-		t.Fatalf("%d connections are masqueraded, want the 2 from outside", masked)
+	if len(masked) != 2 {
+		t.Fatalf("%d connections are masqueraded, want the 2 from outside", len(masked))
 	}
 	r.stop()
 	r.drain(func(d *Dataplane) error {
@@ -136,19 +150,40 @@ func TestDrainTracksOldConnections(t *testing.T) {
 				t.Errorf("at the time %d that connection tracking is told, frontends are gone: %t", n, gone)
 			}
 			if n == 2 {
+				end()
+				delete(want, ending)
+				eventuallyEnded(t, d, ending)
 				cancel() // it would wait for the ends of the connections
 			}
 		}}
-		kept, err := d.drainAll(ctx, m)
+		err := d.drainAll(ctx, m)
 		if err != nil || m.told != 2 {
 			t.Errorf("told %d times, error %v", m.told, err)
 		}
-		if !stdmaps.Equal(m.known, want) {
-			t.Errorf("connection tracking knows %v, want %v", m.known, want)
+		if !stdmaps.Equal(m.known, want) || !stdmaps.Equal(m.reserved, masked) {
+			t.Errorf("connection tracking knows %v, want %v; has reserved %v, want %v", m.known, want, m.reserved, masked)
 		}
-		if err := m.Untrack(kept); err != nil || len(m.known) != len(want)-masked {
-			t.Errorf("%d are known when eBPF is gone, want %d, error %v", len(m.known), len(want)-masked, err)
+		m.reserved = nil
+		if d.reserve(m); !stdmaps.Equal(m.reserved, masked) {
+			t.Errorf("renewed: %v, want %v", m.reserved, masked)
 		}
 		return nil
 	})
+}
+
+// eventuallyEnded waits until d does not hold a connection any more.
+func eventuallyEnded(t *testing.T, d *Dataplane, fl dataplane.Flow) {
+	t.Helper()
+	for end := time.Now().Add(labtest.Patience); ; time.Sleep(10 * time.Millisecond) {
+		h, err := d.held()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(h.open, fl) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%v does not end", fl)
+		}
+	}
 }

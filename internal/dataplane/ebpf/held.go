@@ -17,6 +17,9 @@ import (
 type Tracker interface {
 	Track(flows []dataplane.Flow) error   // what it knows already is no error
 	Untrack(flows []dataplane.Flow) error // what it does not know is none
+	// Reserve makes flows those, and no others, that are known for the sake of their
+	// ports alone. It forgets them a minute later at the latest.
+	Reserve(flows []dataplane.Flow) error
 }
 
 // held are connections that go on while another dataplane serves.

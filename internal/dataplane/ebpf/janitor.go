@@ -141,6 +141,7 @@ func (d *Dataplane) freeLeft(svc *service) {
 		if !d.ripe[id] || d.maps.liveOf(id) != 0 {
 			return false
 		}
+		d.keep(svc, id)
 		d.setState(id, lbBackendStateBACKEND_FREE)
 		d.backendIDs.release(id)
 		return true

@@ -297,10 +297,11 @@ type lbSourceRange struct {
 }
 
 type lbSuspect struct {
-	_     structs.HostLayout
-	Until uint64
-	Calm  uint64
-	Reset uint64
+	_        structs.HostLayout
+	Until    uint64
+	Calm     uint64
+	Reset    uint64
+	Answered uint64
 }
 
 type lbSweep struct {

@@ -20,7 +20,7 @@ import (
 
 // layoutVersion names the directory of the pins. It changes with the layout of
 // any map, so that two versions of lbproxy never share one by mistake.
-const layoutVersion = "v4"
+const layoutVersion = "v5"
 
 // nameLen is the size of a value of service_names: the longest name that
 // lb.ServiceName.String can make of Kubernetes names, rounded up.

@@ -34,6 +34,7 @@ func (d *Dataplane) restore() error {
 	}
 	d.restoreRegions()
 	d.restoreBackends(byID)
+	d.begin()
 	return nil
 }
 

@@ -39,49 +39,61 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 	defer d.mu.Unlock()
 	s := dataplane.Stats{
 		Backends: make([]dataplane.BackendStats, 0, d.backendIDs.used()),
+		Services: make(map[lb.ServiceName]dataplane.Counts, len(d.services)),
 		Drops:    drops,
 		Maps:     d.usage(),
 
 		Corrections:  d.recounted.corrections,
 		SymptomsLost: d.symptomsLost(),
 	}
+	total := d.past
+	add := func(name lb.ServiceName, id uint32) (had counts) {
+		b := d.backendStats(name, id)
+		s.Backends = append(s.Backends, b)
+		had = counts{Opened: b.Opened, Closed: b.Closed, Failed: b.Failed}
+		total.add(had)
+		return had
+	}
 	for _, name := range d.serviceNames() {
 		svc := d.services[name]
+		sum := svc.past
 		for sc := range scopes {
 			for _, id := range svc.ids[sc] {
 				if lb.Scope(sc) == lb.ScopeLocal && slices.Contains(svc.ids[lb.ScopeCluster], id) {
 					continue
 				}
-				s.Backends = append(s.Backends, d.backendStats(name, id))
+				sum.add(add(name, id))
 			}
 		}
 		for _, id := range svc.leaving {
-			s.Backends = append(s.Backends, d.backendStats(name, id))
+			sum.add(add(name, id))
 		}
+		s.Services[name] = dataplane.Counts(sum)
 	}
 	for _, o := range d.orphans {
 		for _, id := range o.service.leaving {
-			s.Backends = append(s.Backends, d.backendStats(o.name, id))
+			add(o.name, id)
 		}
 	}
+	s.Total = dataplane.Counts(total)
 	return s, nil
 }
 
 func (d *Dataplane) backendStats(name lb.ServiceName, id uint32) dataplane.BackendStats {
-	st := &d.maps.stats[id]
-	closed := atomic.LoadUint64(&st.Closed) // before opened: live is never negative
-	opened := atomic.LoadUint64(&st.Opened)
+	had := d.maps.countsOf(id)
 	latency, _ := d.maps.latencyAt(id)
 	return dataplane.BackendStats{
 		Latency: time.Duration(latency) * time.Microsecond,
 		Service: name,
 		Backend: d.maps.addrPort(id),
-		Live:    opened - min(opened, closed),
+		Live:    had.Opened - min(had.Opened, had.Closed),
 		Counted: true,
-		Opened:  opened,
-		Closed:  closed,
-		Failed:  uint64(atomic.LoadUint32(&st.Failed)),
-		Leaving: d.maps.backends[id].State > uint8(lbBackendStateBACKEND_ACTIVE),
+		Opened:  had.Opened,
+		Closed:  had.Closed,
+		Failed:  had.Failed,
+
+		Answered: atomic.LoadUint64(&d.maps.suspects[id].Answered),
+		Leaving:  d.maps.backends[id].State > uint8(lbBackendStateBACKEND_ACTIVE),
 	}
 }
 

@@ -26,6 +26,7 @@ type service struct {
 	ids       [scopes][]uint32   // backends, in the order of the pools
 	committed *dataplane.Service // nil: by another agent
 	leaving   []uint32           // backends that still have connections
+	past      counts             // of backends that were freed, see begin
 	ranges    []netip.Prefix     // in the kernel's table, sorted
 	reset     bool               // connections to backends that are gone are reset
 }

@@ -169,8 +169,8 @@ func TestStats(t *testing.T) {
 	}
 	want := dataplane.Stats{
 		Backends: []dataplane.BackendStats{
-			{Service: svcName, Backend: svc.Cluster.Backends[0].Addr, Counted: true, Opened: 2, Closed: 2},
-			{Service: svcName, Backend: svc.Cluster.Backends[1].Addr, Counted: true, Opened: 1, Closed: 1},
+			{Service: svcName, Backend: svc.Cluster.Backends[0].Addr, Counted: true, Opened: 2, Closed: 2, Answered: 2},
+			{Service: svcName, Backend: svc.Cluster.Backends[1].Addr, Counted: true, Opened: 1, Closed: 1, Answered: 1},
 		},
 		Maps:  []dataplane.MapUsage{{Name: "backends", Used: 2}, {Name: "frontends", Used: 2}},
 		Drops: map[string]uint64{"reject": 1},

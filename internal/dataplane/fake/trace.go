@@ -283,7 +283,7 @@ func (d *Dataplane) Stats() (dataplane.Stats, error) {
 	s := dataplane.Stats{Drops: map[string]uint64{}, SymptomsLost: d.symptomsLost}
 	for c, n := range d.opened {
 		s.Backends = append(s.Backends, dataplane.BackendStats{
-			Service: c.service, Backend: c.backend, Live: d.live[c], Counted: true, Opened: n, Closed: n - d.live[c],
+			Service: c.service, Backend: c.backend, Live: d.live[c], Counted: true, Opened: n, Closed: n - d.live[c], Answered: n,
 		})
 	}
 	slices.SortFunc(s.Backends, func(a, b dataplane.BackendStats) int {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
 // remembered is how long a backend is remembered to which there are no new connections.
@@ -21,7 +22,8 @@ type answers struct {
 	seen   seen
 	prune  time.Time // when to forget next
 	mu     sync.Mutex
-	failed bool // connections cannot be read
+	failed bool      // connections cannot be read
+	at     time.Time // of the last whole reading; zero: there is none
 	counts map[netip.AddrPort]answered
 }
 
@@ -63,22 +65,41 @@ func (a *answers) read(now time.Time) (add func(fl *flow, again bool)) {
 	}
 }
 
+// refuse takes note of a connection that was refused.
+func (a *answers) refuse(fl *flow) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.counts == nil { // nobody wants to know
+		return
+	}
+	n := a.counts[fl.backend]
+	n.none, n.at = n.none+1, time.Now()
+	a.counts[fl.backend] = n
+}
+
+// done ends a reading that was begun then.
+func (a *answers) done(began time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.at = began
+}
+
 // stop forgets everything: nothing is read any more, because that failed or is not wanted.
 func (a *answers) stop(failed bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.failed, a.counts, a.seen = failed, nil, seen{}
+	a.failed, a.at, a.counts, a.seen = failed, time.Time{}, nil, seen{}
 }
 
 // Answered implements dataplane.Answers. One that is new at a reading and
 // answered was opened; one that waits for an answer at two readings, a second apart or
-// more, has failed. One that was refused is neither: the kernel forgets it at once.
-func (d *Dataplane) Answered(backend netip.AddrPort) (opened, failed uint64, ok bool) {
+// more, has failed, and so has one that was refused, if the kernel tells of those.
+func (d *Dataplane) Answered(backend netip.AddrPort) (o lb.Outcomes, ok bool) {
 	a := &d.witness.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	n := a.counts[backend]
-	return n.some + n.none, n.none, !a.failed
+	return lb.Outcomes{Answered: n.some, Failed: n.none, At: a.at, NoRefusals: !d.witness.refusals.heard()}, !a.failed
 }
 
 var _ dataplane.Answers = (*Dataplane)(nil)

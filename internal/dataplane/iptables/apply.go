@@ -44,14 +44,17 @@ func constantSets(f lb.Family) []setSpec {
 	return specs
 }
 
-// takeNode takes over what the Node says now, and notes whether Services of the family
+// takeNode takes over what the Node says now, and which addresses count, and notes whether Services of the family
 // have to be rendered anew.
 func (d *Dataplane) takeNode(fam *family) {
 	node := d.knownNode()
-	pods := podMatches(fam.roots.family, d.opts.Local, node)
+	pods := podMatches(fam.roots.family, d.local(), node)
 	fam.outdated = fam.outdated || !slices.Equal(pods, fam.facts.pods)
 	fam.roots.node, fam.facts.pods = node, pods
-	fam.roots.localhost = d.localhost(fam.roots.family)
+	fam.roots.local, fam.roots.nodePorts = d.local(), d.nodePorts()
+	if at := d.localhost(fam.roots.family); at != fam.roots.localhost {
+		fam.roots.localhost, fam.hooked = at, fam.hooked && !at // hook sets the sysctl
+	}
 }
 
 // refresh writes what depends on the Node.

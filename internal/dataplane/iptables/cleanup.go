@@ -15,8 +15,9 @@ import (
 )
 
 // Cleanup removes what lbproxy has in the network namespace of the calling thread: its
-// jumps, chains and ipsets, of both backends and families. Built-in chains, the rules of
-// others and what conntrack knows stay, so that connections go on. It says what it
+// jumps, chains and ipsets, of both backends and families, and reservations of source
+// ports. Built-in chains, the rules of others and what conntrack knows of connections stay,
+// so that these go on. It says what it
 // removed. It returns an error that wraps ErrRunning while an agent runs.
 func Cleanup(opts Options) (removed []string, err error) {
 	if os.Geteuid() != 0 {
@@ -46,7 +47,11 @@ func cleanup(opts Options) (removed []string, err error) {
 	if n > 0 {
 		removed = append(removed, fmt.Sprintf("%d ipsets", n))
 	}
-	return removed, errors.Join(append(errs, err)...)
+	n, errPorts := endReservations()
+	if n > 0 {
+		removed = append(removed, fmt.Sprintf("%d entries of conntrack that reserve source ports", n))
+	}
+	return removed, errors.Join(append(errs, err, errPorts)...)
 }
 
 // cleanupTables removes jumps and chains of one family and backend. What is not

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"sync"
 
@@ -18,6 +19,7 @@ import (
 // Attributes of filtered dumps (Linux 5.8, those of the status 5.15), which older
 // kernels ignore, and their flags.
 const (
+	ctaMarkMask        = 21
 	ctaFilter          = 25
 	ctaStatusMask      = 26
 	ctaFilterOrigFlags = 1
@@ -72,6 +74,7 @@ type query struct {
 	addr   netip.Addr // where the client sends to
 	port   uint16
 	status uint32 // bits that must be set
+	mark   uint32
 }
 
 // matches says of an entry what the kernel's filter should have said.
@@ -79,7 +82,8 @@ func (q query) matches(e *entry) bool {
 	return (q.proto == 0 || e.proto == q.proto) &&
 		(!q.addr.IsValid() || e.frontend.Addr() == q.addr) &&
 		(q.port == 0 || e.frontend.Port() == q.port) &&
-		e.status&q.status == q.status
+		e.status&q.status == q.status &&
+		(q.mark == 0 || e.mark == q.mark)
 }
 
 // dump calls each for every entry that q wants; both slices of an entry are valid only
@@ -222,6 +226,10 @@ func (q query) filter() []byte {
 		bits := binary.BigEndian.AppendUint32(nil, q.status)
 		out = attribute(out, nl.CTA_STATUS, bits)
 		out = attribute(out, ctaStatusMask, bits)
+	}
+	if q.mark != 0 {
+		out = attribute(out, nl.CTA_MARK, be32(q.mark))
+		out = attribute(out, ctaMarkMask, be32(math.MaxUint32))
 	}
 	return out
 }

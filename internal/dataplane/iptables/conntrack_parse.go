@@ -17,7 +17,9 @@ import (
 type entry struct {
 	flow
 	status uint32
-	reply  []byte // the addresses that the backend uses
+	mark   uint32
+	source netip.AddrPort // the client, as the backend sees it
+	reply  []byte         // the addresses that the backend uses
 	ident  []byte
 	zone   []byte // nil: the default one
 }
@@ -57,6 +59,8 @@ func (e *entry) parse(msg []byte) bool {
 			reply, e.reply = parseTuple(value), b[:min(align4(size), len(b))]
 		case nl.CTA_STATUS:
 			e.status = bigEndian32(value)
+		case nl.CTA_MARK:
+			e.mark = bigEndian32(value)
 		case nl.CTA_PROTOINFO:
 			e.state = parseState(value)
 		case nl.CTA_ID:
@@ -70,6 +74,7 @@ func (e *entry) parse(msg []byte) bool {
 	e.client = netip.AddrPortFrom(original.src, original.srcPort)
 	e.frontend = netip.AddrPortFrom(original.dst, original.dstPort)
 	e.backend = netip.AddrPortFrom(reply.src, reply.srcPort)
+	e.source = netip.AddrPortFrom(reply.dst, reply.dstPort)
 	e.natted = e.status&statusDNAT != 0
 	e.masked = e.status&statusSNAT != 0
 	e.moved = e.masked && !e.natted && reply.dst == original.src && reply.dstPort != original.srcPort

@@ -40,12 +40,17 @@ func (Tracker) Track(flows []dataplane.Flow) error {
 		flows = flows[:room]
 	}
 	return errors.Join(full, eachFlow(flows, func(c *conntrack, fl dataplane.Flow) error {
-		err := c.request(nl.IPCTNL_MSG_CT_NEW, unix.NLM_F_CREATE|unix.NLM_F_EXCL, lb.FamilyOf(fl.Client.Addr()), trackMessage(fl))
-		if errors.Is(err, unix.EEXIST) {
-			return nil
-		}
-		return err
+		return c.create(trackMessage(fl, trackedFor), fl)
 	}))
+}
+
+// create makes the entry of a flow, unless there is one.
+func (c *conntrack) create(message []byte, fl dataplane.Flow) error {
+	err := c.request(nl.IPCTNL_MSG_CT_NEW, unix.NLM_F_CREATE|unix.NLM_F_EXCL, lb.FamilyOf(fl.Client.Addr()), message)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
 }
 
 // trackRoom returns half of what the table has left.
@@ -113,12 +118,22 @@ func (c *conntrack) request(operation, flags int, f lb.Family, attrs []byte) err
 	return c.receive(func([]byte) {})
 }
 
+// reserveMessage is what asks the kernel to reserve a flow.
+func reserveMessage(fl dataplane.Flow) []byte {
+	return attribute(trackMessage(fl, reservedFor), nl.CTA_MARK, be32(reservedMark))
+}
+
+// renewMessage is what asks the kernel to go on with it.
+func renewMessage(fl dataplane.Flow) []byte {
+	return attribute(tupleAttr(nl.CTA_TUPLE_ORIG, fl.Proto, fl.Client, fl.Backend), nl.CTA_TIMEOUT, be32(reservedFor))
+}
+
 // trackMessage is what asks the kernel for the entry of a flow.
-func trackMessage(fl dataplane.Flow) []byte {
+func trackMessage(fl dataplane.Flow, seconds uint32) []byte {
 	attrs := [][]byte{
 		tupleAttr(nl.CTA_TUPLE_ORIG, fl.Proto, fl.Client, fl.Backend),
 		tupleAttr(nl.CTA_TUPLE_REPLY, fl.Proto, fl.Backend, fl.Client),
-		attribute(nil, nl.CTA_TIMEOUT, be32(trackedFor)),
+		attribute(nil, nl.CTA_TIMEOUT, be32(seconds)),
 		attribute(nil, nl.CTA_STATUS, be32(statusKnown)),
 	}
 	if fl.Proto == lb.TCP {

@@ -79,7 +79,8 @@ type Dataplane struct {
 	liberal  bool          // conntrack lets packets outside of the TCP window pass
 	look     chan struct{} // capacity 1: the Node changed
 	node     atomic.Pointer[lb.Node]
-	restored atomic.Uint64 // chains that were written or removed
+	addrs    atomic.Pointer[addresses] // nil: those of opts
+	restored atomic.Uint64             // chains that were written or removed
 
 	fail func(lb.ServiceName) error // of tests: why a Service cannot be programmed
 
@@ -158,6 +159,9 @@ func Open(opts Options) (_ *Dataplane, err error) {
 	}
 	d.feedback = newFeedback(d.loaded, opts.Latency, d.reshare, opts.Log)
 	d.witness = newWitness(d.anySuspects, d.suspecting, d.feedback.flows)
+	if d.witness.refusals, err = openRefusals(s); err != nil {
+		opts.Log.Warn("connections that are refused are not seen", "error", err)
+	}
 	return d, nil
 }
 
@@ -196,7 +200,7 @@ func (d *Dataplane) newFamily(f lb.Family, r *runner) *family {
 		randomFully: r.supports(context.Background(), natTable, "-j MASQUERADE --random-fully") == nil,
 		sourcePorts: localPorts(),
 		liberal:     d.liberal,
-		local:       d.opts.Local, nodePorts: d.opts.NodePorts,
+		local:       d.local(), nodePorts: d.nodePorts(),
 		vips: hashName("T-", "vips"), ports: hashName("T-", "ports"), hairpins: hashName("T-", "hairpins"),
 	}
 	fam.trees()
@@ -206,7 +210,7 @@ func (d *Dataplane) newFamily(f lb.Family, r *runner) *family {
 // localhost tells whether node ports are served at the loopback addresses of f.
 func (d *Dataplane) localhost(f lb.Family) bool {
 	return f == lb.IPv4 && d.opts.LocalhostNodePorts &&
-		d.opts.NodePorts.Serves(netip.AddrFrom4([4]byte{127, 0, 0, 1}), d.knownNode())
+		d.nodePorts().Serves(netip.AddrFrom4([4]byte{127, 0, 0, 1}), d.knownNode())
 }
 
 // trees makes empty trees.
@@ -236,6 +240,11 @@ func (d *Dataplane) knownNode() lb.Node {
 // SetNode tells what the Node object says.
 func (d *Dataplane) SetNode(n lb.Node) {
 	d.node.Store(&n)
+	d.lookAgain()
+}
+
+// lookAgain makes Run take over what has been told.
+func (d *Dataplane) lookAgain() {
 	select {
 	case d.look <- struct{}{}:
 	default: // it has been told to look
@@ -264,6 +273,9 @@ func (d *Dataplane) Close() error {
 	}
 	if d.feedback != nil {
 		d.feedback.close()
+	}
+	if d.witness != nil && d.witness.refusals != nil {
+		d.witness.refusals.close()
 	}
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())

@@ -59,7 +59,7 @@ const translatedPeriod = 10 * time.Second
 // told has been called, only keepChain is left, and the jump to it; Leave returns when there is no connection
 // to a frontend any more that needs it, or when ctx is done. Then the next Leave goes on.
 func Leave(ctx context.Context, opts Options, frontends func() []lb.FrontendKey, told func()) error {
-	found, err := leaveRules(ctx)
+	found, err := LeaveRules(ctx)
 	if !found || err != nil {
 		return err
 	}
@@ -85,8 +85,9 @@ func Leave(ctx context.Context, opts Options, frontends func() []lb.FrontendKey,
 	}
 }
 
-// leaveRules removes everything but keepChain, and tells whether there was something.
-func leaveRules(ctx context.Context) (found bool, err error) {
+// LeaveRules is the part of Leave that ends at once: it removes everything but keepChain,
+// and tells whether there was something.
+func LeaveRules(ctx context.Context) (found bool, err error) {
 	err = eachNAT(func(r *runner, have func(table) bool) error {
 		is, err := r.leave(ctx, have(filterTable))
 		found = found || is
@@ -98,7 +99,7 @@ func leaveRules(ctx context.Context) (found bool, err error) {
 	return found, err
 }
 
-// leave is leaveRules for one family and backend.
+// leave is LeaveRules for one family and backend.
 func (r *runner) leave(ctx context.Context, filter bool) (found bool, err error) {
 	chains, err := r.chains(ctx, natTable)
 	if err != nil || len(chains) == 0 {
@@ -174,16 +175,17 @@ func (r *runner) endKeep(ctx context.Context) error {
 	return r.restore(ctx, change{natTable: {del: []string{keepChain}}})
 }
 
-// Keep makes what Leave will leave, if an earlier agent left something: so it is there
-// before the other dataplane has connections.
+// Keep makes what Leave will leave, if an earlier agent left something, or kube-proxy has
+// rules here, which may go: so it is there before the other dataplane has connections.
 func Keep(ctx context.Context) error {
-	return eachNAT(func(r *runner, _ func(table) bool) error {
-		chains, err := r.chains(ctx, natTable)
-		if err != nil || len(chains) == 0 {
+	err := eachNAT(func(r *runner, _ func(table) bool) error {
+		found, err := r.translates(ctx)
+		if err != nil || !found {
 			return err
 		}
 		return r.keep(ctx)
 	})
+	return errors.Join(err, keepBeside(ctx))
 }
 
 // EndKeep removes what Leave left, when the other dataplane has no connections any more.

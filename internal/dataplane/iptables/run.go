@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/lbproxy/lbproxy/internal/algo"
@@ -21,8 +22,12 @@ const (
 )
 
 // Run keeps the kernel as Syncs left it, and follows the Node and the loads of backends,
-// until ctx is done. Everything that it does is done by the calling thread.
+// until ctx is done. Everything that it does is done by the calling thread, but for hearing
+// of connections that are refused.
 func (d *Dataplane) Run(ctx context.Context) error {
+	var all sync.WaitGroup
+	defer all.Wait()
+	all.Go(func() { d.witness.hear(ctx, d.opts.Log) })
 	watch := time.NewTicker(watchPeriod)
 	defer watch.Stop()
 	loads := time.NewTicker(d.opts.Period)

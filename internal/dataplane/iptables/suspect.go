@@ -3,6 +3,8 @@
 package iptables
 
 import (
+	"context"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"sync"
@@ -15,14 +17,15 @@ import (
 // symptomsWaiting is how many symptoms wait for whoever takes them; others are lost.
 const symptomsWaiting = 1024
 
-// witness finds connections that nobody answers among those that conntrack knows. One that
-// is refused leaves no trace there: the kernel forgets it when the reset passes.
+// witness finds connections that nobody answers among those that conntrack knows, and hears
+// of those that are refused, which the kernel forgets when the reset passes.
 type witness struct {
 	any      func() bool // whether some Service suspects
 	list     func() []suspecting
 	flows    func(lb.Family, lb.Proto, func(flow)) error
 	symptoms chan lb.Symptom
 	answers  answers
+	refusals *refusals // nil: the kernel cannot tell of them
 
 	// Only tick uses these.
 	next    time.Time        // not before then again
@@ -66,7 +69,13 @@ func (w *witness) tick(now time.Time) error {
 	if now.Before(w.next) {
 		return nil
 	}
-	if !w.any() {
+	wanted := w.any()
+	if w.refusals != nil {
+		if err := w.refusals.listen(wanted); err != nil {
+			return err
+		}
+	}
+	if !wanted {
 		w.waiting = nil
 		w.answers.stop(false)
 		return nil
@@ -93,15 +102,36 @@ func (w *witness) tick(now time.Time) error {
 			return err
 		}
 	}
+	w.answers.done(now)
 	if len(again) > 0 {
-		w.tellAll(again, now)
+		w.tellAll(lb.Unanswered, again)
 	}
 	w.next = now.Add(time.Duration(float64(time.Since(now)) / busy))
 	return nil
 }
 
-// tellAll finds out whom connections were for that nobody answers.
-func (w *witness) tellAll(unanswered []flow, now time.Time) {
+// hear takes note of connections that are refused, until ctx is done.
+func (w *witness) hear(ctx context.Context, log *slog.Logger) {
+	if w.refusals == nil {
+		return
+	}
+	err := w.refusals.listen(true) // until tick knows better: nothing is missed before
+	if err == nil {
+		err = w.refusals.hear(ctx, w.answers.refuse, func(list []flow) { w.tellAll(lb.Refused, list) }, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.lost++
+		})
+	}
+	if err != nil {
+		w.refusals.hears.Store(false)
+		log.Warn("connections that are refused are not seen any more", "error", err)
+	}
+}
+
+// tellAll finds out whom connections were for that failed.
+func (w *witness) tellAll(kind lb.SymptomKind, failed []flow) {
+	now := time.Now()
 	w.forget(now)
 	list := w.list()
 	pools := make([]loaded, len(list))
@@ -116,11 +146,11 @@ func (w *witness) tellAll(unanswered []flow, now time.Time) {
 			owner[n] = suspectKey{name, addr}
 		}
 	}
-	for i := range unanswered {
-		fl := &unanswered[i]
+	for i := range failed {
+		fl := &failed[i]
 		backends, _ := c.backendsOf(lb.FamilyOf(fl.frontend.Addr()), fl)
 		if key, known := owner[backends[fl.backend]]; known {
-			w.tell(lb.Symptom{Service: key.service, Backend: key.backend, Kind: lb.Unanswered}, now, suspect[key.service])
+			w.tell(lb.Symptom{Service: key.service, Backend: key.backend, Kind: kind}, now, suspect[key.service])
 		}
 	}
 }
@@ -162,8 +192,8 @@ func (w *witness) lostSymptoms() uint64 {
 	return w.lost
 }
 
-// Symptoms implements dataplane.Witness. Only unanswered connections are seen, after one
-// to two seconds.
+// Symptoms implements dataplane.Witness. Connections that are refused are seen at once, as
+// far as the kernel tells, unanswered ones after one to two seconds, and resets never.
 func (d *Dataplane) Symptoms() <-chan lb.Symptom { return d.witness.symptoms }
 
 // Suspect implements dataplane.Witness, as far as calm goes. Rules give a backend a fixed

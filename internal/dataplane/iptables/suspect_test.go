@@ -99,9 +99,12 @@ func TestAnswered(t *testing.T) {
 			t.Helper()
 			<-time.After(witnessPeriod)
 			w.tells(t)
-			opened, failed, ok := d.Answered(ap("10.244.1.1:80"))
-			if got := fmt.Sprint(opened, failed, ok); got != want {
+			o, ok := d.Answered(ap("10.244.1.1:80"))
+			if got := fmt.Sprint(o.Answered, o.Failed, ok); got != want {
 				t.Errorf("got %s, want %s", got, want)
+			}
+			if looks && !o.At.Equal(time.Now()) {
+				t.Errorf("read at %v, at %v", o.At, time.Now())
 			}
 		}
 		open("10.244.1.1:80", true)
@@ -112,7 +115,7 @@ func TestAnswered(t *testing.T) {
 		step("1 0 true")
 		open("10.244.1.1:80", false)
 		step("1 0 true")
-		step("2 1 true")
+		step("1 1 true")
 		table = table[:2]
 		<-time.After(remembered)
 		step("0 0 true")
@@ -122,7 +125,7 @@ func TestAnswered(t *testing.T) {
 		if err := w.tick(time.Now()); !errors.Is(err, broken) {
 			t.Errorf("got %v, want %v", err, broken)
 		}
-		if _, _, ok := d.Answered(ap("10.244.1.1:80")); ok {
+		if _, ok := d.Answered(ap("10.244.1.1:80")); ok {
 			t.Error("connections that cannot be read are known")
 		}
 	})

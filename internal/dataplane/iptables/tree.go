@@ -14,25 +14,29 @@ import (
 )
 
 const (
+	// digitBits is how many bits of an address one chain decides by. With 2 a packet meets
+	// half as many rules, and it takes longer: what costs is memory that is not in a
+	// cache, and each chain is somewhere else.
+	digitBits = 4
 	leafRules = 16 // entries that share one chain of a tree at most
 	maxLevels = 7  // chains in a row; the lowest ones have all that is left. nf_tables takes 16 in a row, with those before and behind a tree
 )
 
-// spot is where an entry of a tree is: its digits, each of four bits, as bytes 0..15
-// from the most significant one.
+// spot is where an entry of a tree is: its digits, each of digitBits, as bytes from the
+// most significant one.
 type spot string
 
 // digits appends the n lowest digits of v.
 func digits(to []byte, v uint32, n int) []byte {
 	for i := n - 1; i >= 0; i-- {
-		to = append(to, byte(v>>(4*i))&0xf)
+		to = append(to, byte(v>>(digitBits*i))&(1<<digitBits-1))
 	}
 	return to
 }
 
 func addrDigits(to []byte, a netip.Addr) []byte {
 	for _, b := range a.AsSlice() {
-		to = append(to, b>>4, b&0xf)
+		to = digits(to, uint32(b), 8/digitBits)
 	}
 	return to
 }
@@ -41,7 +45,7 @@ func addrDigits(to []byte, a netip.Addr) []byte {
 var protos = [...]lb.Proto{lb.TCP, lb.UDP, lb.SCTP}
 
 func portDigits(to []byte, proto lb.Proto, port uint16) []byte {
-	return digits(append(to, byte(slices.Index(protos[:], proto))), uint32(port), 4)
+	return digits(append(to, byte(slices.Index(protos[:], proto))), uint32(port), 16/digitBits)
 }
 
 // frontendSpot is the spot of a frontend among the addresses of Services; that of a
@@ -64,8 +68,18 @@ type tree struct {
 	match   func(p netip.Prefix) string // how rules ask for an address
 	entries []treeEntry                 // sorted by spot
 
-	kids map[string][]string // of each chain, as rendered last
+	kids   map[string][]string // of each chain, as rendered last
+	shapes map[string]shape    // of what is below each chain then
 }
+
+// shape is what has to be known of a chain to leave it as it is when its level changes.
+type shape struct {
+	height int  // chains in a row, with itself
+	cut    bool // one of them has more entries than leafRules, for want of levels
+}
+
+// fits tells whether chains of a shape are the same when the first one is in a level.
+func (s shape) fits(level int) bool { return s.height > 0 && !s.cut && level+s.height-1 <= maxLevels }
 
 type treeEntry struct {
 	spot spot
@@ -75,9 +89,9 @@ type treeEntry struct {
 // newTree returns a tree without entries. addrs says whether its spots begin with an
 // address of f, for which match is a rule's part.
 func newTree(name string, f lb.Family, addrs bool, match func(netip.Prefix) string) *tree {
-	t := &tree{name: name, family: f, match: match, kids: map[string][]string{}}
+	t := &tree{name: name, family: f, match: match, kids: map[string][]string{}, shapes: map[string]shape{}}
 	if addrs {
-		t.addrs = f.Unspecified().BitLen() / 4
+		t.addrs = f.Unspecified().BitLen() / digitBits
 	}
 	return t
 }
@@ -109,7 +123,7 @@ func (t *tree) current(s spot) string {
 
 // all returns every chain anew.
 func (t *tree) all() []chain {
-	t.kids = map[string][]string{}
+	t.kids, t.shapes = map[string][]string{}, map[string]shape{}
 	put, _ := t.redo(map[string]spot{t.name: ""})
 	return put
 }
@@ -175,14 +189,16 @@ func (t *tree) redo(dirty map[string]spot) (put []chain, del []string) {
 		c, kids := t.render(at, level)
 		put = append(put, c)
 		t.kids[name] = nil
+		is := shape{height: 1, cut: len(c.rules) > leafRules && len(kids) == 0}
 		for _, k := range kids {
 			kid := t.chainName(k)
-			_, known := t.kids[kid]
-			if _, isDirty := dirty[kid]; !known || isDirty {
+			if _, isDirty := dirty[kid]; isDirty || !t.shapes[kid].fits(level+1) {
 				render(k, level+1)
 			}
 			t.kids[name] = append(t.kids[name], kid)
+			is = shape{max(is.height, 1+t.shapes[kid].height), is.cut || t.shapes[kid].cut}
 		}
+		t.shapes[name] = is
 	}
 	render("", 1)
 	del = t.orphans(before)
@@ -211,6 +227,7 @@ func (t *tree) orphans(before map[string]bool) (del []string) {
 	}
 	for _, name := range del {
 		delete(t.kids, name)
+		delete(t.shapes, name)
 	}
 	slices.Sort(del)
 	return del
@@ -284,21 +301,22 @@ func (t *tree) rule(s spot, end string) string {
 
 // prefixOf returns the prefix of addresses that begin with these digits.
 func (t *tree) prefixOf(s spot) netip.Prefix {
-	raw := make([]byte, t.addrs/2)
+	const each = 8 / digitBits // digits of a byte
+	raw := make([]byte, t.addrs/each)
 	for i := range len(s) {
-		raw[i/2] |= s[i] << (4 * (1 - i%2))
+		raw[i/each] |= s[i] << (digitBits * (each - 1 - i%each))
 	}
 	addr, _ := netip.AddrFromSlice(raw)
-	return netip.PrefixFrom(addr, 4*len(s))
+	return netip.PrefixFrom(addr, digitBits*len(s))
 }
 
 // portRange returns the ports that begin with these digits: one, or first:last.
 func portRange(s spot) string {
 	first := 0
 	for i := range len(s) {
-		first = first<<4 | int(s[i])
+		first = first<<digitBits | int(s[i])
 	}
-	open := 4 * (4 - len(s))
+	open := 16 - digitBits*len(s)
 	if open == 0 {
 		return fmt.Sprint(first)
 	}

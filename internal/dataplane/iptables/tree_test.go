@@ -179,6 +179,38 @@ func checkTree(t *testing.T, tr *tree, kernel kernelChains, have map[lb.Frontend
 	}
 }
 
+// TestTreeMovesDown has a tree of as many levels as there may be, which gets one more on
+// top, and loses it again.
+func TestTreeMovesDown(t *testing.T) {
+	tr, have, kernel := vipTree(lb.IPv4), map[lb.FrontendKey]string{}, kernelChains{}
+	change := func(k lb.FrontendKey, end string) {
+		put, del := tr.set(map[spot]string{frontendSpot(k): end})
+		kernel.apply(t, put, del)
+		if have[k] = strings.TrimPrefix(end, "-g "); end == "" {
+			delete(have, k)
+		}
+	}
+	at := func(a netip.Addr, port uint16) lb.FrontendKey {
+		return lb.FrontendKey{Addr: netip.AddrPortFrom(a, port), Proto: lb.TCP}
+	}
+	for digit := 1; digit < 8; digit++ { // each has addresses that share those before it
+		for other := range byte(16) {
+			raw := [4]byte{10, 96, 0, 1}
+			raw[digit/2] ^= other << (4 * (1 - digit%2))
+			for port := range uint16(2) {
+				change(at(netip.AddrFrom4(raw), 80+port), "-g LBP-E-1")
+			}
+		}
+	}
+	r := rand.New(rand.NewPCG(5, 6))
+	checkTree(t, tr, kernel, have, lb.IPv4, r)
+	above := at(netip.MustParseAddr("172.16.0.1"), 80)
+	change(above, "-g LBP-E-2")
+	checkTree(t, tr, kernel, have, lb.IPv4, r)
+	change(above, "")
+	checkTree(t, tr, kernel, have, lb.IPv4, r)
+}
+
 func entriesOf(have map[lb.FrontendKey]string) map[spot]string {
 	out := map[spot]string{}
 	for k, to := range have {

@@ -111,6 +111,7 @@ func (v *View) read(f lb.Family) error {
 		if _, ours := nat[servicesChain]; !ours {
 			continue
 		}
+		delete(nat, keepChain) // it serves nobody
 		filter, err := r.chains(context.Background(), filterTable)
 		if err != nil {
 			return err
