@@ -155,9 +155,6 @@ func (m *Monitor) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.o.Prober.Run(ctx) })
 	g.Go(func() error { return m.loop(ctx) })
-	if m.filter != nil {
-		g.Go(func() error { return m.filter.forward(ctx) })
-	}
 	return g.Wait()
 }
 
@@ -441,9 +438,12 @@ func (m *Monitor) locked(f func()) {
 	fresh := m.news
 	m.news = nil
 	dirty := len(m.dirtyObjects) > 0 && m.filter != nil && m.filter.full
+	if dirty && m.filter.since.IsZero() {
+		m.filter.since = time.Now()
+	}
 	m.mu.Unlock()
 	if dirty {
-		m.filter.nudge()
+		m.filter.src.Nudge()
 	}
 	m.deliver(fresh)
 }

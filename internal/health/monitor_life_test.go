@@ -163,6 +163,25 @@ func TestBeforeFull(t *testing.T) {
 	})
 }
 
+// TestSince: a verdict waits from when it was made until a Take.
+func TestSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newMonitorRig(t)
+		r.f.Take()
+		made := time.Now()
+		r.m.locked(func() { r.m.markDirty(&object{}) })
+		<-time.After(time.Second)
+		r.m.locked(func() { r.m.markDirty(&object{}) })
+		if at := r.f.Since(); !at.Equal(made) {
+			t.Errorf("got %s, want %s", at, made)
+		}
+		r.f.Take()
+		if at := r.f.Since(); !at.IsZero() {
+			t.Errorf("after a Take: %s", at)
+		}
+	})
+}
+
 // TestMillion: 1,000,000 probes that take anything below their timeout, while the agent
 // takes changes all the time, and not one false ejection.
 func TestMillion(t *testing.T) {
