@@ -200,6 +200,26 @@ func TestPolicyForbidsProbesAndAClient(t *testing.T) {
 	}
 }
 
+// TestTrialEndsWithABackend: one on trial that answered all for a while is out soon when it
+// dies: that it was well before its first symptom does not speak for it.
+func TestTrialEndsWithABackend(t *testing.T) {
+	bubble(t, func(r *monitorRig) {
+		r.prober.set(errRefused, addr(0))
+		r.src.put(change(service("web", 2, ask(lb.ProbeTCP))))
+		r.wait(time.Millisecond)
+		r.clients(20*time.Second, 10)
+		if _, failed := r.clients(time.Second, 0); failed != 1 || r.state("web", addr(0)) != "ejected" {
+			t.Fatalf("%d connections failed, it is %s", failed, r.state("web", addr(0)))
+		}
+		r.clients(5*time.Minute, 10)
+		r.wantState("web", addr(0), "suspect") // on trial
+		_, failed := r.clients(2*time.Second, 0)
+		if failed > 4 || r.state("web", addr(0)) != "ejected" {
+			t.Errorf("%d connections failed, it is %s", failed, r.state("web", addr(0)))
+		}
+	})
+}
+
 // TestTrialOfADeadBackend: what it costs that a dead backend is tried, which no probe ever
 // reached.
 func TestTrialOfADeadBackend(t *testing.T) {

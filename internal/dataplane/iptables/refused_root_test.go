@@ -68,7 +68,15 @@ func TestRefusalsAreHeard(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused("client1", closed[0].Addr.String()) // not through a Service
+	r.node(func() error {
+		return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_syn_sent", []byte("1"), 0)
+	})
 	r.Lab.Host("client1").Dial(t.Context(), lab.Request{Proto: lab.TCP, To: netip.MustParseAddrPort("10.96.0.3:80"), Timeout: 50 * time.Millisecond})
+	labtest.Within(t, labtest.Patience, "the kernel forgets what nobody answered", func() bool {
+		there := false
+		err := r.dp.feedback.flows(lb.IPv4, lb.TCP, func(fl flow) { there = there || fl.backend == hole[0].Addr })
+		return err == nil && !there
+	})
 
 	labtest.Within(t, labtest.Patience, "connections are read", func() bool { o, ok := r.dp.Answered(closed[0].Addr); return ok && !o.At.IsZero() })
 	for _, tc := range []struct {

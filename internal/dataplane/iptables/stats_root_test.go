@@ -45,7 +45,7 @@ func TestRuleStats(t *testing.T) {
 						if want := ownRules(t, d.families[st.Family].runner, table(ts.Name)); ts.Rules != want || want == 0 {
 							t.Errorf("%s: %s table %s: %d rules, the kernel has %d", when, st.Family, ts.Name, ts.Rules, want)
 						}
-						if st.Family == lb.IPv4 && ts.Name == "nat" && ((ts.Written == ts.Rules) != all || ts.Written == 0 || st.Failures != failures) {
+						if st.Family == lb.IPv4 && ts.Name == "nat" && ((ts.Written == ts.Rules) != all || ts.Written > ts.Rules || ts.Written == 0 || st.Failures != failures) {
 							t.Errorf("%s: %d of %d rules written, %d failures; want all: %t, and %d", when, ts.Written, ts.Rules, st.Failures, all, failures)
 						}
 					}
