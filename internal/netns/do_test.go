@@ -96,3 +96,31 @@ func BenchmarkProcesses(b *testing.B) {
 		_ = f.processes() // it may not be allowed to look at some
 	}
 }
+
+// TestEach goes through namespaces, and on where one cannot be entered.
+func TestEach(t *testing.T) {
+	inodes := []uint32{own(t), stranger(t), stranger(t)}
+	found, err := Find(inodes, nil)
+	if err != nil || len(found) != len(inodes) {
+		t.Fatalf("found %v, error %v, want %v", found, err, inodes)
+	}
+	found[inodes[2]].Close() // nobody enters it any more
+	sentinel := errors.New("sentinel")
+	inside := map[uint32]uint32{}
+	failed := Each(found, func(inode uint32) error {
+		inside[inode] = own(t)
+		if inode == inodes[1] {
+			return sentinel
+		}
+		return nil
+	})
+	if len(inside) != 2 || inside[inodes[0]] != inodes[0] || inside[inodes[1]] != inodes[1] {
+		t.Errorf("ran in %v, want each of %v in its own", inside, inodes[:2])
+	}
+	if len(failed) != 2 || !errors.Is(failed[inodes[1]], sentinel) || failed[inodes[2]] == nil {
+		t.Errorf("failed: %v, want those of %v", failed, inodes[1:])
+	}
+	for _, i := range inodes[:2] {
+		found[i].Close()
+	}
+}

@@ -224,7 +224,7 @@ func (aw *away) stays(pod string) {
 func (aw *away) wait(end time.Time) {
 	aw.t.Helper()
 	for again := true; again; again = time.Now().Before(end) {
-		time.Sleep(min(time.Until(end), 5*time.Second))
+		<-time.After(min(time.Until(end), 5*time.Second))
 		aw.dials.flows()
 		for i, c := range aw.conns {
 			if err := c.Ping(aw.t.Context()); err != nil {
@@ -250,7 +250,7 @@ func (aw *away) settled() int {
 	const quiet = 7 // s: longer than it takes until a backend without connections is freed
 	var last []int
 	within(aw.t, patience, "writes end", func() bool {
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		last = append(last, aw.writes())
 		tail := last[max(0, len(last)-quiet):]
 		return len(tail) == quiet && len(slices.Compact(slices.Clone(tail))) == 1

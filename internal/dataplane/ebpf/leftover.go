@@ -84,8 +84,8 @@ func (d *Dataplane) endLeftovers(ctx context.Context) error {
 		}
 		left := d.takeLeftovers()
 		if left.flows {
-			wake(d.flush)
 			n, err := d.killer.killStale(ctx)
+			wake(d.flush) // after it: a sweep walks whole tables, and takes the processor for that long
 			d.tellKilled("connected to what is gone", n, err)
 			if again = nil; err != nil && ctx.Err() == nil {
 				again, wait = time.After(wait), min(2*wait, retryLast)

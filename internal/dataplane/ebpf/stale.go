@@ -196,6 +196,11 @@ func (k *staleKiller) destroy(sockets map[uint32][]diagSocket) (n int, err error
 		inodes = append(inodes, inode)
 	}
 	spaces, findErr := netns.Find(inodes, k.members)
+	failed := netns.Each(spaces, func(inode uint32) error {
+		ended, kept := destroyHere(sockets[inode])
+		n += ended
+		return kept
+	})
 	for inode, socks := range sockets {
 		ns := spaces[inode]
 		if ns == nil {
@@ -203,9 +208,7 @@ func (k *staleKiller) destroy(sockets map[uint32][]diagSocket) (n int, err error
 				len(socks), socks[0], inode, cmp.Or(findErr, errNoNamespace))
 			continue
 		}
-		ended, kept := destroyIn(ns, socks)
-		n += ended
-		if kept != nil {
+		if kept := failed[inode]; kept != nil {
 			err = fmt.Errorf("sockets connected to endpoints that are gone stay: network namespace %d: %w", inode, kept)
 		}
 		ns.Close()

@@ -4,7 +4,6 @@ package ebpf
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -12,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
-	"github.com/lbproxy/lbproxy/internal/netns"
 )
 
 // diagSocket is a socket as the kernel's sock_diag knows it. Addresses are never
@@ -156,26 +154,23 @@ func (d *sockDiag) connectedUDP(port uint16) (found []diagSocket, err error) {
 // tcpEstablished is the state of a connected socket, of UDP too.
 const tcpEstablished = 1
 
-// destroyIn ends sockets of one network namespace. It returns how many it ended, and
-// an error that names the last one that stays. One that does not exist any more may
-// stay as well: if several sockets have the same ends the kernel finds but one.
-func destroyIn(ns *netns.Namespace, socks []diagSocket) (n int, kept error) {
-	err := ns.Do(func() error {
-		d, err := openDiag()
-		if err != nil {
-			return err
+// destroyHere ends sockets of the calling thread's network namespace. It returns how many
+// it ended, and an error that names the last one that stays. One that does not exist any
+// more may stay as well: if several sockets have the same ends the kernel finds but one.
+func destroyHere(socks []diagSocket) (n int, kept error) {
+	d, err := openDiag()
+	if err != nil {
+		return 0, err
+	}
+	defer d.close()
+	for _, s := range socks {
+		if err := d.destroy(s); err != nil {
+			kept = fmt.Errorf("destroy %s: %w", s, err)
+			continue
 		}
-		defer d.close()
-		for _, s := range socks {
-			if err := d.destroy(s); err != nil {
-				kept = fmt.Errorf("destroy %s: %w", s, err)
-				continue
-			}
-			n++
-		}
-		return nil
-	})
-	return n, errors.Join(err, kept)
+		n++
+	}
+	return n, kept
 }
 
 // probeDestroy finds out, with two sockets of its own, whether the kernel destroys

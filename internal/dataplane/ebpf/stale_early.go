@@ -91,7 +91,11 @@ func (k *staleKiller) killUnassigned(port uint16, vips map[netip.AddrPort]bool) 
 			socks = append(socks, s)
 		}
 	}
-	return destroyIn(k.own, socks)
+	err = k.own.Do(func() (err error) {
+		n, err = destroyHere(socks)
+		return err
+	})
+	return n, err
 }
 
 // isAt tells whether to is one of vips; the unspecified address stands for those of
