@@ -5,6 +5,8 @@
 package trial
 
 import (
+	"errors"
+
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -37,7 +39,11 @@ func (r *rig) tracked() (all []*netlink.ConntrackFlow) {
 	r.t.Helper()
 	err := r.lab.Host(lab.Node).Do(func() error {
 		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-			list, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+			var list []*netlink.ConntrackFlow
+			err := error(netlink.ErrDumpInterrupted)
+			for errors.Is(err, netlink.ErrDumpInterrupted) {
+				list, err = netlink.ConntrackTableList(netlink.ConntrackTable, family) //nolint:forbidigo // that is what the loop is for
+			}
 			if err != nil {
 				return err
 			}

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/dataplane/labtest"
@@ -174,16 +173,11 @@ func TestDrainTracksOldConnections(t *testing.T) {
 // eventuallyEnded waits until d does not hold a connection any more.
 func eventuallyEnded(t *testing.T, d *Dataplane, fl dataplane.Flow) {
 	t.Helper()
-	for end := time.Now().Add(labtest.Patience); ; time.Sleep(10 * time.Millisecond) {
+	labtest.Within(t, labtest.Patience, "the end of a connection", func() bool {
 		h, err := d.held()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Contains(h.open, fl) {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%v does not end", fl)
-		}
-	}
+		return !slices.Contains(h.open, fl)
+	})
 }

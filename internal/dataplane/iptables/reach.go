@@ -45,7 +45,7 @@ func (d *Dataplane) reach(ctx context.Context, fam *family) error {
 		err = d.hook(ctx, fam)
 	}
 	if err == nil {
-		d.opts.Log.Info("Services are reachable again; most have one backend until all rules are written", "family", fam.roots.family)
+		d.opts.Log.Info("reachable again; most Services have one backend until all rules are written", "family", fam.roots.family)
 	}
 	return err
 }
