@@ -21,7 +21,7 @@ import (
 func (a *app) documentVerb() *cobra.Command {
 	return &cobra.Command{
 		Use:    "document DIR",
-		Short:  "Write the manual pages, the schema of the configuration, and what else is made of its table, below the source's directory",
+		Short:  "Write the manual pages, the schema of the configuration, and the generated parts of CONFIGURATION.md, below the source's directory",
 		Hidden: true,
 		Args:   cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,7 +41,6 @@ func document(root *cobra.Command, dir string) error {
 	docs := filepath.Join(dir, "docs")
 	return errors.Join(
 		os.WriteFile(filepath.Join(docs, "proxyconfiguration.schema.json"), schema, 0o644),
-		os.WriteFile(filepath.Join(dir, reloadable), []byte(liveFields(fields)), 0o644),
 		writeManual(root, filepath.Join(docs, "man")),
 		replaceParts(filepath.Join(docs, "CONFIGURATION.md"), map[string]string{
 			"fields":              config.Markdown(fields),
@@ -50,20 +49,6 @@ func document(root *cobra.Command, dir string) error {
 			"kube-proxy's flags":  config.MarkdownOfKubeProxyFlags(),
 		}),
 	)
-}
-
-// reloadable is the file that tells the chart which fields need no new pods.
-const reloadable = "deploy/chart/lbproxy/files/reloadable-fields"
-
-// liveFields are the names of fields that a reload applies, one in each line.
-func liveFields(fields []config.Field) string {
-	var b strings.Builder
-	for _, f := range fields {
-		if f.Live {
-			fmt.Fprintln(&b, f.Name)
-		}
-	}
-	return b.String()
 }
 
 // writeManual writes one page for each command, and removes those of commands that are no

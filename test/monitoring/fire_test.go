@@ -43,8 +43,8 @@ func wellSeries() series {
 		`lbproxy_health_ignored_backends`:                                           always(0),
 		`lbproxy_health_probe_duration_seconds_count{kind="exec",result="cannot"}`:  always(5),
 		`lbproxy_health_probe_duration_seconds_count{kind="exec",result="healthy"}`: grows(10),
-		`lbproxy_dataplane_fallback{because=""}`:                                    always(0),
-		`lbproxy_connections_opened_total`:                                          grows(6000), `lbproxy_connections_failed_total`: grows(60),
+		`lbproxy_dataplane_fallback{because=""}`:                                    always(0), `lbproxy_config_rejected`: always(0),
+		`lbproxy_connections_opened_total`: grows(6000), `lbproxy_connections_failed_total`: grows(60),
 	}
 	for le, part := range map[string]float64{"0.1": 0.5, "0.4": 1, "1.6": 1, "+Inf": 1} {
 		s[fmt.Sprintf(`lbproxy_programming_latency_seconds_bucket{le=%q}`, le)] = grows(100 * part)
@@ -72,6 +72,7 @@ func TestAlertsFire(t *testing.T) {
 		"LbproxyHealthIgnored":    {`lbproxy_health_ignored_backends`: always(2)},
 		"LbproxyProbesImpossible": {`lbproxy_health_probe_duration_seconds_count{kind="exec",result="cannot"}`: grows(2)},
 		"LbproxyFallback":         {`lbproxy_dataplane_fallback{because="no bpffs"}`: always(1)},
+		"LbproxyConfigRejected":   {`lbproxy_config_rejected`: always(1)},
 		"LbproxyObjectsNotServed": {`lbproxy_endpoints_problems{kind="Service",reason="InvalidAlgorithm"}`: always(1)},
 		"LbproxyConnectionsFail":  {`lbproxy_connections_failed_total`: grows(900)},
 	}
