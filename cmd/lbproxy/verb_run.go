@@ -162,24 +162,7 @@ func (a *app) newNode(
 	_, other := a.kernel.access(chosen.dataplane)
 	n := &node{cfg: cfg, conf: conf, verbosity: level, dp: dp, chosen: chosen, approx: approx, src: src, told: own.told(), other: newSwitchover(cfg, dp, other, log)}
 	n.eligible.NeedsNode = cfg.Manifests == "" // a directory need not have one
-	fallback := ""
-	if chosen.fallback {
-		fallback = chosen.reason
-	}
-	n.metrics = server.NewMetrics(version, server.Sources{
-		Dataplane:    chosen.dataplane,
-		Fallback:     fallback,
-		Stats:        dp.Stats,
-		Writes:       dp.Writes,
-		Status:       n.status,
-		Problems:     func() map[server.Problem]int { return countProblems(src.store.Problems()) },
-		Changes:      func() server.Changes { return countChanges(src.store.Tallies()) },
-		Approximated: approx.count,
-		Health:       n.healthNumbers,
-		Config:       conf.tell,
-		Detail:       cfg.MetricsDetail,
-		MaxServices:  int(cfg.MetricsMaxServices),
-	})
+	n.metrics = server.NewMetrics(version, n.sources())
 	countRequests(n.metrics)
 	checks := server.ServiceHealthOptions{
 		Healthy: func() bool { return n.health().Live() },
@@ -198,11 +181,8 @@ func (a *app) newNode(
 	}
 	answers := server.HealthHandler(n.health, n.metrics.Answered)
 	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
-	pages := n.pages(log)
-	pages.Metrics, pages.SetVerbosity = n.metrics.Gatherer(), level.set
-	if cfg.Web {
-		pages.Web = a.webData(n)
-	}
+	pages := n.pages(a, log)
+	pages.SetVerbosity = level.set
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, server.MetricsHandler(pages), log)
 	if cfg.StateDir != "" {
 		n.control = &server.Control{
@@ -221,10 +201,32 @@ func (a *app) newNode(
 	return n, nil
 }
 
+// sources are what metrics are read from.
+func (n *node) sources() server.Sources {
+	src := server.Sources{
+		Dataplane:    n.chosen.dataplane,
+		Stats:        n.dp.Stats,
+		Writes:       n.dp.Writes,
+		Status:       n.status,
+		Problems:     func() map[server.Problem]int { return countProblems(n.src.store.Problems()) },
+		Changes:      func() server.Changes { return countChanges(n.src.store.Tallies()) },
+		Approximated: n.approx.count,
+		Health:       n.healthNumbers,
+		Config:       n.conf.tell,
+		Detail:       n.cfg.MetricsDetail,
+		MaxServices:  int(n.cfg.MetricsMaxServices),
+	}
+	if n.chosen.fallback {
+		src.Fallback = n.chosen.reason
+	}
+	return src
+}
+
 // pages are what the metrics server shows besides numbers.
-func (n *node) pages(log *slog.Logger) server.Pages {
-	return server.Pages{
-		Mode: n.chosen.dataplane,
+func (n *node) pages(a *app, log *slog.Logger) server.Pages {
+	p := server.Pages{
+		Metrics: n.metrics.Gatherer(),
+		Mode:    n.chosen.dataplane,
 		Configz: func() any {
 			told := n.conf.tell()
 			return map[string]any{"lbproxy": told.Fields, "sources": told.Sources}
@@ -236,6 +238,10 @@ func (n *node) pages(log *slog.Logger) server.Pages {
 		Profiling: func() bool { return n.conf.now().Profiling },
 		Log:       log,
 	}
+	if n.cfg.Web {
+		p.Web = a.webData(n)
+	}
+	return p
 }
 
 // tellStart tells what begins to run, and why it is not what it could be.

@@ -72,7 +72,7 @@ func writeSchema(path string) error {
 	if err != nil {
 		return err
 	}
-	fields := config.New(nil).Fields()
+	fields := config.New().Fields()
 	delete(fields, "config") // names the file
 	names, err := json.Marshal(slices.Sorted(maps.Keys(fields)))
 	if err != nil {

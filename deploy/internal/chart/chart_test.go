@@ -176,7 +176,7 @@ func TestConfigIsRead(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		c, err := config.New(nil).Load([]string{"LBPROXY_CONFIG=" + path})
+		c, err := config.New().Load([]string{"LBPROXY_CONFIG=" + path})
 		if err != nil {
 			t.Errorf("%s: %v\n%s", name, err, text)
 		}
@@ -229,7 +229,7 @@ func TestRollsOnlyWhenNeeded(t *testing.T) {
 			t.Errorf("%s: the pods stay", name)
 		}
 	}
-	known := config.New(nil).Fields()
+	known := config.New().Fields()
 	for _, field := range strings.Fields(string(reloadable)) {
 		if _, ok := known[field]; !ok {
 			t.Errorf("files/reloadable-fields: %s is no field", field)

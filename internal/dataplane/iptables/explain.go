@@ -80,16 +80,12 @@ func whereFrom(from netip.Addr, device string) string {
 
 // forward explains a connection that gets a backend.
 func (v *View) forward(e *dataplane.Explanation, svc *serviceView, fam *familyView, p *packet, at verdict) error {
-	scope, known := lb.ScopeCluster, false
-	for i, step := range at.steps {
-		if strings.Contains(step, "--comment") {
-			e.Steps, known = append(e.Steps, at.steps[:i+1]...), true
-			e.Steps = append(e.Steps, certain(at.steps[i+1:])...)
-		}
-		if _, chain, ok := strings.Cut(step, "-g "); ok && !known {
-			if sc, isPool := poolScope(chain); isPool {
-				scope = sc
-			}
+	scope := lb.ScopeCluster
+	for i, step := range at.steps { // one of them leads to the pool
+		_, chain, _ := strings.Cut(step, "-g ")
+		if sc, isPool := poolScope(chain); isPool {
+			scope = sc
+			e.Steps = append(append(e.Steps, at.steps[:i+1]...), certain(at.steps[i+1:])...)
 		}
 	}
 	pool := [...]string{"cluster", "local"}[scope]
