@@ -5,6 +5,7 @@
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT    ?= $(shell git rev-parse HEAD 2>/dev/null)
 LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+EPOCH     ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 BENCHTIME ?= 1s
 FUZZTIME  ?= 10s
 TESTFLAGS ?=
@@ -21,14 +22,14 @@ GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster fuzz bench bench-control bench-failover \
-	generate generate-check lint fmt clean need-root
+.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster fuzz image image-lock \
+	release vulncheck bench bench-control bench-failover generate generate-check lint fmt clean need-root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## bin/lbproxy
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/lbproxy ./cmd/lbproxy
+build: ## bin/lbproxy, or OUT
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(or $(OUT),bin/lbproxy) ./cmd/lbproxy
 
 demo: need-root build ## a cluster of network namespaces, balanced by lbproxy (root)
 	@hack/deps.sh $@
@@ -43,8 +44,9 @@ test-unit: ## tests that need no root, with the race detector
 test-monitoring: ## dashboard, alerts and runbook, by Prometheus' own parser and engine
 	cd test/monitoring && go test $(TESTFLAGS) ./...
 
-test-deploy: ## the chart and the manifests: lint, render, conform to the API
-	cd deploy && go test -count=1 $(TESTFLAGS) ./...
+test-deploy: need-root ## the chart, the manifests, and the image as the DaemonSet runs it (root)
+	@hack/deps.sh $@
+	cd deploy && go test $(AS_ROOT) -tags root -count=1 $(TESTFLAGS) ./...
 
 test-root: need-root ## all tests, long ones too, on this kernel (build tag root)
 	@hack/deps.sh $@
@@ -63,7 +65,21 @@ test-cluster: need-root ## tests against a real API server (root)
 	@hack/deps.sh $@
 	cd test/cluster && go test $(AS_ROOT) -tags root -count=1 -timeout 40m $(TESTFLAGS) ./...
 
-fuzz: ## every fuzz target for FUZZTIME (10s)
+image: build ## dist/: a container image as an OCI archive, and what is in it; no engine needed
+	@mkdir -p dist
+	cd deploy && go run ./image -version $(VERSION) -epoch $(EPOCH) -o ../dist/lbproxy.oci.tar $$(go env GOARCH)=../bin/lbproxy
+
+image-lock: ## pin the image's Debian packages anew
+	@hack/deps.sh $@
+	cd deploy && go run ./image -lock
+
+release: ## dist/: programs and images for amd64 and arm64, what is in them, the chart, checksums
+	@hack/release.sh $(VERSION) $(EPOCH)
+
+vulncheck: ## fail if lbproxy has code with a known vulnerability
+	@hack/vulncheck.sh
+
+fuzz: need-root ## every fuzz target for FUZZTIME (10s), on packets too (root)
 	@hack/deps.sh $@
 	@hack/fuzz.sh $(FUZZTIME)
 
@@ -100,7 +116,7 @@ fmt: $(GOLANGCI) ## format Go and C
 	clang-format-19 -i $(wildcard bpf/*.c bpf/lib/*.h bpf/include/uapi.h bpf/include/base.h)
 
 clean: ## remove what was built, but not what was downloaded
-	rm -rf bin $(GOLANGCI)
+	rm -rf bin dist $(GOLANGCI)
 	go clean -testcache
 
 need-root:

@@ -38,6 +38,14 @@ for target in "$@"; do
 		need clang-19 clang-19 # for a version of lbproxy with other tables
 		need llvm-strip-19 llvm-19
 		;;
+	test-deploy)
+		need runc runc
+		need iptables iptables
+		;;
+	image-lock) # checks the archive's signature
+		need gpgv gpgv
+		need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+		;;
 	test-kernel)
 		need qemu-system-x86_64 qemu-system-x86
 		need /bin/busybox busybox-static

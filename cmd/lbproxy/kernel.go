@@ -59,6 +59,7 @@ type kernel struct {
 	listen         func(ctx context.Context, network, addr string) (net.Listener, error) // at health check ports; nil: net.ListenConfig's
 	setOOMScore    func(n int) error                                                     // of this process; nil: nothing is set
 	setConntrack   func(config.Config, *slog.Logger)                                     // what is not set is logged; nil: nothing is
+	openLocalnet   func(config.Config, *slog.Logger)                                     // as setConntrack
 	mountBPFFS     func(dir string) (mounted bool, err error)                            // unless there is one; nil: it is not looked at
 }
 
@@ -92,6 +93,7 @@ func realKernel() kernel {
 	return kernel{
 		setOOMScore:  setOOMScore,
 		setConntrack: setConntrack,
+		openLocalnet: openLocalnet,
 		mountBPFFS:   ebpf.MountBPFFS,
 		ebpf: access{
 			open: openEBPF,

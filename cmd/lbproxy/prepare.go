@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/dataplane/iptables"
 )
 
 // prepareNode does what kube-proxy does before it serves, whatever the dataplane: other
@@ -26,6 +27,21 @@ func (a *app) prepareNode(cfg config.Config, log *slog.Logger) {
 	}
 	if set := a.kernel.setConntrack; set != nil {
 		set(cfg, log)
+	}
+}
+
+// initNode prepares the node for an agent that comes after this process and may neither
+// mount nor write sysctls.
+func (a *app) initNode(cfg config.Config, log *slog.Logger) {
+	a.prepareNode(cfg, log)
+	a.mountBPFFS(cfg, log)
+	open := a.kernel.openLocalnet
+	if open == nil || cfg.Dataplane == config.EBPF {
+		return
+	}
+	// Not where eBPF will serve: nothing there would keep others away from 127.0.0.0/8.
+	if cfg.Dataplane == config.IPTables || failures(a.kernel.ebpf.check(cfg)) != "" {
+		open(cfg, log)
 	}
 }
 
@@ -48,6 +64,13 @@ func (a *app) mountBPFFS(cfg config.Config, log *slog.Logger) {
 const oomScoreFile = "/proc/self/oom_score_adj"
 
 func setOOMScore(n int) error { return os.WriteFile(oomScoreFile, []byte(strconv.Itoa(n)), 0) }
+
+func openLocalnet(cfg config.Config, log *slog.Logger) {
+	if err := os.MkdirAll(cfg.StateDir, 0o755); err != nil { // for the mark that lbproxy has set it
+		log.Warn("cannot note what is set", "error", err)
+	}
+	iptables.OpenLocalnet(iptablesOptions(cfg, log))
+}
 
 func setConntrack(cfg config.Config, log *slog.Logger) {
 	iptablesOptions(cfg, log).Conntrack.Apply(log)

@@ -21,8 +21,10 @@ import (
 func TestInitOnly(t *testing.T) {
 	var scores []int
 	var tracked []uint32
-	var mounted []string
+	var mounted, opened []string
 	k := kernel{
+		ebpf:         access{check: func(config.Config) []finding { return nil }},
+		openLocalnet: func(c config.Config, _ *slog.Logger) { opened = append(opened, c.Dataplane) },
 		mountBPFFS: func(dir string) (bool, error) {
 			mounted = append(mounted, dir)
 			return true, nil
@@ -37,6 +39,16 @@ func TestInitOnly(t *testing.T) {
 	if code := a.execute([]string{"run", "--init-only", "--manifests=" + t.TempDir(), "--oom-score-adj=-5"}); code != exitOK {
 		t.Errorf("code %d: %s", code, stderr)
 	}
+	if len(opened) != 0 {
+		t.Errorf("route_localnet is set for %v, where eBPF can serve", opened)
+	}
+	if code := a.execute([]string{"run", "--init-only", "--manifests=" + t.TempDir(), "--dataplane=iptables"}); code != exitOK {
+		t.Errorf("code %d: %s", code, stderr)
+	}
+	if len(opened) != 1 || len(mounted) != 1 {
+		t.Errorf("iptables: route_localnet for %v, mounted %v; want the first once, and nothing mounted", opened, mounted)
+	}
+	scores, tracked = scores[:1], tracked[:1]
 	if len(mounted) != 1 || mounted[0] != config.Default().BPFFS {
 		t.Errorf("mounted %v, want %s once", mounted, config.Default().BPFFS)
 	}

@@ -46,8 +46,7 @@ backends known last. "lbproxy cleanup" removes it.`,
 		log, level := newLogger(a.stderr, cfg)
 		warnOf(loader, log)
 		if initOnly {
-			a.prepareNode(cfg, log)
-			a.mountBPFFS(cfg, log)
+			a.initNode(cfg, log)
 			log.Info("the node is prepared; as init-only says, nothing is served")
 			return nil
 		}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/lbproxy/lbproxy/deploy/internal/chart"
 	"github.com/lbproxy/lbproxy/internal/config"
@@ -53,6 +54,9 @@ func write(deploy string) error {
 	if err := writeSchema(filepath.Join(chart.Dir(deploy), "values.schema.json")); err != nil {
 		return err
 	}
+	if err := os.WriteFile(filepath.Join(chart.Dir(deploy), "files", "reloadable-fields"), reloadable(), 0o644); err != nil {
+		return err
+	}
 	out, _, err := chart.Render(chart.Dir(deploy), chart.Values{"namespace": chart.Values{"create": true}})
 	if err != nil {
 		return err
@@ -63,6 +67,18 @@ func write(deploy string) error {
 		}
 	}
 	return nil
+}
+
+// reloadable lists the fields that lbproxy takes over while it runs. Those that become
+// sysctls are not among them: the init container sets these, and lbproxy's own may not.
+func reloadable() []byte {
+	var names bytes.Buffer
+	for _, f := range config.New().Table() {
+		if f.Live && !strings.HasPrefix(f.Name, "conntrack") {
+			fmt.Fprintln(&names, f.Name)
+		}
+	}
+	return names.Bytes()
 }
 
 // writeSchema puts the fields that a configuration file may have into the schema of the

@@ -170,6 +170,9 @@ func (c *Cluster) writePKI() error {
 	if err != nil {
 		return err
 	}
+	if err := os.WriteFile(c.file("audit-policy.yaml"), []byte(auditPolicy), 0o600); err != nil {
+		return fmt.Errorf("audit policy: %w", err)
+	}
 	if err := os.WriteFile(c.file("service-account.key"), signing, 0o600); err != nil {
 		return fmt.Errorf("signing key: %w", err)
 	}
@@ -248,6 +251,8 @@ func (c *Cluster) apiServerArgs() []string {
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file=" + key,
 		"--service-account-signing-key-file=" + key,
+		"--audit-policy-file=" + c.file("audit-policy.yaml"),
+		"--audit-log-path=" + c.file(auditLog),
 		"--allow-privileged=true",                      // or it refuses deploy/daemonset.yaml
 		"--shutdown-watch-termination-grace-period=1s", // or open watches hold up StopAPIServer
 	}

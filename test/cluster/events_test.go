@@ -7,6 +7,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -36,24 +37,64 @@ func testForbidden(t *testing.T, s *stage, rules string) {
 		t.Fatal(err)
 	}
 	less := strings.ReplaceAll(string(text), "resources: [nodes]", "resources: [nothing]")
-	less = strings.ReplaceAll(less, "name: lbproxy", "name: blind")
-	path := filepath.Join(t.TempDir(), "rbac.yaml")
+	less = strings.NewReplacer("name: lbproxy", "name: blind", "namespace: lbproxy", "namespace: blind").Replace(less)
+	path := filepath.Join(t.TempDir(), "blind.yaml")
 	if err := os.WriteFile(path, []byte(less), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	kubeconfig, err := s.cluster.KubeconfigFor(t.Context(), types.NamespacedName{Namespace: "kube-system", Name: "blind"}, path)
+	kubeconfig, err := s.cluster.KubeconfigFor(t.Context(), types.NamespacedName{Namespace: "blind", Name: "blind"}, path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	a := s.startAgent(t, "blind", kubeconfig)
 	var line string
 	s.await(t, "log of what is forbidden", agentTimeout, func() (err error) {
-		line, err = a.logged("level=ERROR", "nodes", "is forbidden", "system:serviceaccount:kube-system:blind")
+		line, err = a.logged("level=ERROR", "nodes", "is forbidden", "system:serviceaccount:blind:blind")
 		return err
 	})
 	t.Log(line)
 	s.awaitHealth(t, http.StatusServiceUnavailable)
 	a.stop(t)
+}
+
+// testUsedAccess: lbproxy has asked for everything that its ClusterRole allows, and for
+// nothing that was refused. The log is the API server's, of all that ran before.
+func testUsedAccess(t *testing.T, s *stage, rules string) {
+	// An Event that is told again is a patch of the first one.
+	svc := s.web(t, "again", "backend1")
+	for _, value := range []string{"fastest", "random", "fastest", "random", "fastest"} {
+		svc.Annotations = map[string]string{algorithm: value}
+		svc = s.put(t, svc)
+		s.putPods(t, svc, "backend1")
+		s.web(t, "marker-"+value, "backend2") // the agent has seen what came before
+	}
+	objs, err := s.cluster.Apply(t.Context(), rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	granted, err := Granted(objs)
+	if err != nil || len(granted) == 0 {
+		t.Fatalf("the ClusterRole grants %d things: %v", len(granted), err)
+	}
+	s.await(t, "use of everything that is granted", followLimit, func() error {
+		asked, refused, err := s.cluster.Asked(lbproxy)
+		if err != nil {
+			return err
+		}
+		for a, n := range asked {
+			if !granted[a] || refused[a] > 0 {
+				t.Fatalf("%s: asked %d times, refused %d times, granted %v", a, n, refused[a], granted[a])
+			}
+		}
+		for a := range granted {
+			if asked[a] == 0 {
+				return fmt.Errorf("%s: granted, but never asked for", a)
+			}
+		}
+		t.Logf("asked, and nothing was refused: %v", asked)
+		return nil
+	})
+	s.drop(t, svc)
 }
 
 // The API server itself has a Service, with which pods call it over TLS.

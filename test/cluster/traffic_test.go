@@ -26,7 +26,7 @@ import (
 // The steps share the node, each has Services of its own.
 func TestTraffic(t *testing.T) {
 	s := newStage(t)
-	rules, err := Manifest("rbac.yaml")
+	rules, err := Manifest("daemonset.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +61,7 @@ func TestTraffic(t *testing.T) {
 		}
 	}
 	a.quiet(t, "level=ERROR")
+	t.Run("access", func(t *testing.T) { testUsedAccess(t, s, rules) })
 	if !t.Failed() {
 		t.Run("faults", func(t *testing.T) { testFaults(t, s, a, kubeconfig) })
 	}

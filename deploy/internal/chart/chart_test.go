@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,6 +58,7 @@ var cases = map[string]Values{
 	"no init":    {"init": Values{"enabled": false}},
 	"no extras":  {"rbac": Values{"create": false}, "serviceAccount": Values{"create": false, "name": "mine"}},
 	"no weights": {"rbac": Values{"podWeights": false}, "config": Values{"nodeWeights": false}},
+	"hardened":   {"init": Values{"enabled": false}, "closePodSockets": false},
 	"no health":  {"config": Values{"healthzBindAddress": ""}},
 }
 
@@ -219,6 +221,9 @@ func TestRollsOnlyWhenNeeded(t *testing.T) {
 		}
 		return string(text)
 	}
+	if len(strings.Fields(string(reloadable))) == 0 {
+		t.Error("files/reloadable-fields is empty")
+	}
 	first := template(nil)
 	for name, values := range map[string]Values{
 		"API server": {"apiServer": Values{"host": "192.0.2.1"}},
@@ -231,6 +236,9 @@ func TestRollsOnlyWhenNeeded(t *testing.T) {
 	}
 	known := config.New().Fields()
 	for _, field := range strings.Fields(string(reloadable)) {
+		if field == "healthzBindAddress" { // its port is the probes'
+			continue
+		}
 		if _, ok := known[field]; !ok {
 			t.Errorf("files/reloadable-fields: %s is no field", field)
 			continue
@@ -271,6 +279,10 @@ func TestPrivileges(t *testing.T) {
 	scripts := daemonSet(t, everything).Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add
 	if got, more := len(scripts), len(sec.Capabilities.Add)+4; got != more {
 		t.Errorf("with scripts: %d capabilities, want %d", got, more)
+	}
+	hardened := daemonSet(t, cases["hardened"]).Spec.Template.Spec
+	if got := hardened.Containers[0].SecurityContext.Capabilities.Add; hardened.HostPID || len(hardened.InitContainers) > 0 || slices.Contains(got, "SYS_ADMIN") {
+		t.Errorf("hardened: capabilities %v, process ids %v, %d init containers", got, hardened.HostPID, len(hardened.InitContainers))
 	}
 	privileged := daemonSet(t, Values{"privileged": true}).Spec.Template.Spec.Containers[0].SecurityContext
 	if !*privileged.Privileged || privileged.Capabilities != nil || privileged.AllowPrivilegeEscalation != nil {

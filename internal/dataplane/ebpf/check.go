@@ -80,9 +80,6 @@ func checkKernel() Finding {
 	return Finding{"kernel", OK, "Linux " + release}
 }
 
-// withoutPtrace is what an agent cannot do that lacks CAP_SYS_PTRACE.
-const withoutPtrace = "CAP_SYS_PTRACE is missing: UDP sockets in pods that are connected to endpoints that are gone stay until their processes connect again"
-
 func checkRoot() Finding {
 	if os.Geteuid() != 0 {
 		return Finding{"privileges", Fail, "not root: the findings below may be wrong"}
@@ -90,10 +87,10 @@ func checkRoot() Finding {
 	if err := requirePrivileges(); err != nil {
 		return Finding{"privileges", Fail, err.Error()}
 	}
-	if missing, err := privilege.Missing(privilege.SysPtrace); err == nil && len(missing) > 0 {
-		return Finding{"privileges", Warn, withoutPtrace}
+	if lacks := lacksForPods(); lacks != "" {
+		return Finding{"privileges", Warn, lacks}
 	}
-	return Finding{"privileges", OK, "root, with " + privilege.Names(append(slices.Clone(privileges), privilege.SysPtrace))}
+	return Finding{"privileges", OK, "root, with " + privilege.Names(slices.Concat(privileges, podPrivileges))}
 }
 
 func checkFilesystems(o Options) []Finding {

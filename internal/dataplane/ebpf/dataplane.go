@@ -23,7 +23,6 @@ import (
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lb"
-	"github.com/lbproxy/lbproxy/internal/privilege"
 )
 
 const defaultBPFFS = "/sys/fs/bpf"
@@ -123,8 +122,8 @@ func Open(opts Options) (*Dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	if missing, err := privilege.Missing(privilege.SysPtrace); err == nil && len(missing) > 0 {
-		opts.Log.Warn(withoutPtrace)
+	if lacks := lacksForPods(); lacks != "" {
+		opts.Log.Warn(lacks)
 	}
 	d, err := openState(opts)
 	if err != nil {

@@ -33,11 +33,23 @@ func cgroupMount(mounts string) (string, error) {
 }
 
 // requireFilesystems checks that the directories are what they should be.
-// privileges are the capabilities that the dataplane cannot do without: to load programs and
-// to read and write kernel memory in place, to attach them, and to open what is pinned or
-// attached by its number and enter pods' network namespaces. CAP_SYS_PTRACE finds those of
-// pods, and only that fails without it.
-var privileges = []privilege.Capability{privilege.BPF, privilege.NetAdmin, privilege.Perfmon, privilege.SysAdmin}
+// privileges are the capabilities that the dataplane cannot do without: for maps and
+// programs, to attach those, and for what they read of sockets.
+var privileges = []privilege.Capability{privilege.BPF, privilege.NetAdmin, privilege.Perfmon}
+
+// podPrivileges are those by which sockets in other network namespaces are ended: to enter
+// these, and to find them by the processes in them.
+var podPrivileges = []privilege.Capability{privilege.SysAdmin, privilege.SysPtrace}
+
+// lacksForPods says what the agent cannot do without podPrivileges, or nothing.
+func lacksForPods() string {
+	missing, err := privilege.Missing(podPrivileges...)
+	if err != nil || len(missing) == 0 {
+		return ""
+	}
+	return "UDP sockets in pods that are connected to endpoints that are gone stay until their processes connect again: " +
+		"to close them lbproxy needs " + privilege.Names(missing) + ", which it lacks"
+}
 
 // requirePrivileges returns an error that says what this process lacks.
 func requirePrivileges() error {

@@ -114,6 +114,15 @@ func (s sysctls) localnet() bool {
 // lock file.
 func localnetMark(o Options) string { return o.LockFile + ".route_localnet" }
 
+// OpenLocalnet sets route_localnet for a dataplane that comes later and may not, if it is to
+// serve node ports at 127.0.0.1. What cannot be set is logged.
+func OpenLocalnet(opts Options) {
+	opts = opts.orDefault()
+	if opts.LocalhostNodePorts {
+		openLocalnet(opts, systemSettings(opts.Log))
+	}
+}
+
 // openLocalnet sets route_localnet, and notes it if it was not set before.
 func openLocalnet(o Options, s sysctls) {
 	if s.localnet() {

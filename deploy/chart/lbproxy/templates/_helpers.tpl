@@ -48,7 +48,8 @@ fields of the configuration that lbproxy does not take over while it runs. */}}
 
 {{- /* One list for the program and for the documentation: docs/SECURITY.md. */}}
 {{- define "lbproxy.capabilities" -}}
-{{- $list := list "BPF" "NET_ADMIN" "NET_RAW" "PERFMON" "SYS_ADMIN" "SYS_PTRACE" -}}
-{{- if .Values.scripts.hostPath }}{{- $list = concat $list (list "KILL" "SETGID" "SETPCAP" "SETUID") }}{{- end -}}
-{{- $list | sortAlpha | toYaml -}}
+{{- $list := list "BPF" "NET_ADMIN" "NET_RAW" "PERFMON" -}}
+{{- if .Values.closePodSockets }}{{- $list = concat $list (list "SYS_ADMIN" "SYS_PTRACE") }}{{- end -}}
+{{- if .Values.scripts.hostPath }}{{- $list = concat $list (list "KILL" "SETGID" "SETPCAP" "SETUID" "SYS_ADMIN") }}{{- end -}}
+{{- $list | sortAlpha | uniq | toYaml -}}
 {{- end }}
