@@ -180,11 +180,8 @@ func (a *app) newNode(
 	}
 	answers := server.HealthHandler(n.health, n.metrics.Answered)
 	n.serve("health", "FailedToStartProxierHealthcheck", cfg.HealthzBindAddress, answers, log)
-	pages := n.pages(log)
-	pages.Metrics, pages.SetVerbosity = n.metrics.Gatherer(), level.set
-	if cfg.Web {
-		pages.Web = a.webData(n)
-	}
+	pages := n.pages(a, log)
+	pages.SetVerbosity = level.set
 	n.serve("metrics", "FailedToStartMetricServer", cfg.MetricsBindAddress, server.MetricsHandler(pages), log)
 	if cfg.StateDir != "" {
 		n.control = &server.Control{
@@ -225,9 +222,10 @@ func (n *node) sources() server.Sources {
 }
 
 // pages are what the metrics server shows besides numbers.
-func (n *node) pages(log *slog.Logger) server.Pages {
-	return server.Pages{
-		Mode: n.chosen.dataplane,
+func (n *node) pages(a *app, log *slog.Logger) server.Pages {
+	p := server.Pages{
+		Metrics: n.metrics.Gatherer(),
+		Mode:    n.chosen.dataplane,
 		Configz: func() any {
 			told := n.conf.tell()
 			return map[string]any{"lbproxy": told.Fields, "sources": told.Sources}
@@ -239,6 +237,10 @@ func (n *node) pages(log *slog.Logger) server.Pages {
 		Profiling: func() bool { return n.conf.now().Profiling },
 		Log:       log,
 	}
+	if n.cfg.Web {
+		p.Web = a.webData(n)
+	}
+	return p
 }
 
 // tellStart tells what begins to run, and why it is not what it could be.
