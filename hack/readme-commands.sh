@@ -1,16 +1,21 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Checks the commands that README.md shows, in ```sh blocks and as `make ...` or
-# `go run ...` in the text: every make target, every script and package path, and
-# every verb of lbproxy must exist. test/trial runs those of README.md's blocks.
+# Checks the commands that the documentation shows, in ```sh blocks and as `make ...`
+# or `go run ...` in the text: every make target, every script and package path, and
+# every verb of lbproxy must exist.
 # usage: hack/readme-commands.sh [FILE...]
 #
-# A block under the line <!-- not checked: WHY --> is left out and reported.
+# Right above each ```sh block stands who runs it, or why nobody does:
+#   <!-- run by: TestName -->    a test of this repository, which must exist
+#   <!-- not run: WHY -->        reported
+# A file of which one test runs everything says so once, anywhere above the first block:
+#   <!-- all run by: TestName -->
+# A block in another language has no commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 files=("$@")
-[[ ${#files[@]} -gt 0 ]] || files=(README.md)
+[[ ${#files[@]} -gt 0 ]] || files=(README.md CONTRIBUTING.md docs/*.md docs/adr/*.md)
 lbproxy=bin/lbproxy
 span_re=$'\x60(make|go run) [^\x60]+\x60' # code within a sentence
 
@@ -59,25 +64,42 @@ check() { # WORD... of one command
 	esac
 }
 
+# marked checks the line above a block.
+marked() { # LINE
+	local test
+	case ${all:-$1} in
+	'<!-- run by: '* | '<!-- all run by: '*)
+		test=${all:-$1}
+		test=${test#*by: }
+		test=${test%% *}
+		grep -rqE "^func $test\(" --include='*_test.go' . || bad "no test $test, which is said to run this block"
+		;;
+	'<!-- not run: '*) echo "$where: ${1#<!-- }" | sed 's/ -->$//' ;;
+	*) bad "a block of commands, and nothing above it says who runs it, or why nobody does" ;;
+	esac
+}
+
 for file in "${files[@]}"; do
-	number=0 inside=false skip=""
+	number=0 inside="" above="" all=""
 	while IFS= read -r line; do
 		number=$((number + 1))
 		where=$file:$number
 		case $line in
-		'<!-- not checked:'*) skip=$line ;;
-		'```sh') inside=true ;;
-		'```'*)
-			if $inside && [[ -n $skip ]]; then echo "$where: $skip"; fi
-			if $inside; then inside=false skip=""; fi
+		'<!-- all run by: '*) all=$line ;;
+		'```sh' | '```bash' | '```shell' | '```console')
+			inside=commands
+			marked "$above"
 			;;
+		'```'*) if [[ -n $inside ]]; then inside=""; else inside=other; fi ;;
 		*)
-			if ! $inside; then
+			if [[ -z $inside ]]; then
 				while IFS= read -r span; do
 					read -ra words <<<"$span"
 					check "${words[@]}"
 				done < <(grep -oE "$span_re" <<<"$line" | tr -d $'\x60')
-			elif [[ -z $skip && $line != '#'* ]]; then
+			elif [[ $inside == other && $line =~ ^(\$|sudo|kubectl|helm|make)\  ]]; then
+				bad "a command in a block that is not sh: nobody would run it"
+			elif [[ $inside == commands && $line != '#'* ]]; then
 				line=${line%%#*}
 				line=${line%%|*}
 				read -ra words <<<"$line"
@@ -85,6 +107,7 @@ for file in "${files[@]}"; do
 			fi
 			;;
 		esac
+		above=$line
 	done <"$file"
 done
 

@@ -27,6 +27,7 @@ import (
 
 func main() {
 	floorMain()
+	holderMain()
 	aidMain()
 	lab.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -53,6 +54,10 @@ type plan struct {
 	compare scale // of what is measured beside each other
 	starts  int   // of each arm there
 	firsts  int   // packets of each kind, arm and block there
+
+	stale    scale // of what is removed with sockets connected to it
+	holders  int   // network namespaces with such a socket
+	removals int
 }
 
 var (
@@ -60,12 +65,14 @@ var (
 		scales: []scale{{1000, 10}}, changes: 60, blocks: 2, rate: 1000, storm: time.Second,
 		settle: 2 * time.Second, budget: 3 * time.Second, cold: 30 * time.Second, long: 45 * time.Second,
 		compare: scale{1000, 10}, starts: 1, firsts: 50,
+		stale: scale{1000, 1}, holders: 10, removals: 5,
 	}
 	full = plan{
 		scales:  []scale{{1000, 10}, {10_000, 10}, {44_000, 10}, {1, 5000}},
 		changes: 300, blocks: 10, rate: 1000, storm: 5 * time.Second,
 		settle: 6 * time.Second, budget: 12 * time.Second, cold: 150 * time.Second, long: 40 * time.Minute,
 		compare: scale{10_000, 10}, starts: 3, firsts: 100,
+		stale: scale{1000, 1}, holders: 50, removals: 100,
 	}
 )
 
@@ -138,7 +145,10 @@ func (b *bench) choose(ctx context.Context, program, only, sizes string) error {
 	b.scales = slices.DeleteFunc(slices.Clone(b.scales), func(s scale) bool { return !matchScale.MatchString(s.String()) })
 	b.arms = slices.DeleteFunc(arms(lbproxy, paths[0]), func(a arm) bool { return !match.MatchString(a.name) })
 	b.rivals = b.chooseRivals(rivals(lbproxy, paths[0], b.report.Quick), match, matchScale)
-	if (len(b.arms) == 0 || len(b.scales) == 0) && len(b.rivals) == 0 {
+	if !matchScale.MatchString(b.stale.String()) {
+		b.removals = 0
+	}
+	if (len(b.arms) == 0 || len(b.scales) == 0 && b.removals == 0) && len(b.rivals) == 0 {
 		return errors.New("-only and -scales leave nothing to measure")
 	}
 	return nil
@@ -166,7 +176,7 @@ func (b *bench) measure(ctx context.Context) error {
 		begin := time.Now()
 		var err error
 		if a.ebpf() {
-			err = b.together(ctx, a)
+			err = errors.Join(b.together(ctx, a), b.destroy(ctx, a))
 		} else {
 			err = b.oneByOne(ctx, a)
 		}
@@ -185,6 +195,9 @@ func (b *bench) log(format string, args ...any) {
 // together runs lbproxy at every scale at once, in a lab each, so that changes at
 // one scale are compared with those at another of the same moments.
 func (b *bench) together(ctx context.Context, a arm) (err error) {
+	if len(b.worlds) == 0 {
+		return nil
+	}
 	var sites []*site
 	defer func() {
 		for _, s := range sites {

@@ -50,6 +50,10 @@ const (
 	rowAnon     = "memory: of that not shared (RssAnon)"
 	rowRestart  = "restart: process start to programmed"
 	rowWrites   = "restart: writes to kernel tables"
+
+	rowStaleP50 = "endpoint removed to its UDP sockets destroyed p50"
+	rowStaleP99 = "endpoint removed to its UDP sockets destroyed p99"
+	rowStaleMax = "endpoint removed to its UDP sockets destroyed, longest"
 )
 
 func (s *site) set(row string, of float64, unit string, n int) {

@@ -28,10 +28,14 @@ var (
 
 // pods are those of a place.
 func (w *world) pods() []lab.PodSpec {
-	if !w.served {
-		return []lab.PodSpec{}
+	pods := []lab.PodSpec{}
+	for i := range w.holders {
+		pods = append(pods, lab.PodSpec{Name: holderName(i)})
 	}
-	return []lab.PodSpec{{Name: clientPod, Addr4: clientAddr}, {Name: serverPod, Addr4: serverAddr}}
+	if !w.served {
+		return pods
+	}
+	return append(pods, []lab.PodSpec{{Name: clientPod, Addr4: clientAddr}, {Name: serverPod, Addr4: serverAddr}}...)
 }
 
 // serve leads the addresses of endpoints to the pod that has them.

@@ -43,10 +43,11 @@ func (s scale) huge() bool { return s.services*s.endpoints > 200_000 }
 // world is the objects of a cluster, and the API server that has them.
 type world struct {
 	scale
-	served bool // endpoints answer, and every tenth Service is of UDP
-	api    *fakeapi.Server
-	slices [][]*discovery.EndpointSlice // of each Service
-	fresh  netip.Addr                   // of the next new pod
+	served  bool // endpoints answer, and every tenth Service is of UDP
+	holders int  // pods that hold sockets to Services, all of which are of UDP then
+	api     *fakeapi.Server
+	slices  [][]*discovery.EndpointSlice // of each Service
+	fresh   netip.Addr                   // of the next new pod
 }
 
 // plus returns the address n after a.
@@ -59,21 +60,27 @@ func plus(a netip.Addr, n int) netip.Addr {
 func ptr[T any](v T) *T { return &v }
 
 func newWorld(s scale, served bool) (*world, error) {
-	w := &world{scale: s, served: served, api: fakeapi.New(), fresh: firstNew}
+	w := &world{scale: s, served: served}
+	return w, w.fill()
+}
+
+// fill makes the objects.
+func (w *world) fill() error {
+	w.api, w.fresh = fakeapi.New(), firstNew
 	objects := []fakeapi.Object{ownNode()}
-	for i := range s.services {
+	for i := range w.services {
 		objects = append(objects, newService(i, w.protocol(i)))
-		w.slices = append(w.slices, newSlices(i, s.endpoints, w.protocol(i)))
+		w.slices = append(w.slices, newSlices(i, w.endpoints, w.protocol(i)))
 		for _, sl := range w.slices[i] {
 			objects = append(objects, sl)
 		}
 	}
 	for _, obj := range objects {
 		if _, err := w.api.Put(obj); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return w, nil
+	return nil
 }
 
 // change puts a new pod in the place of one of Service i, in slice k of it. It
@@ -88,7 +95,7 @@ func (w *world) change(i, k int) (*discovery.EndpointSlice, netip.Addr) {
 }
 
 // udp tells whether Service i is of UDP.
-func (w *world) udp(i int) bool { return w.served && i%10 == 9 }
+func (w *world) udp(i int) bool { return w.holders > 0 || w.served && i%10 == 9 }
 
 func (w *world) protocol(i int) corev1.Protocol {
 	if w.udp(i) {

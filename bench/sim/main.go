@@ -38,6 +38,7 @@ func command(args []string, out io.Writer) error {
 	engineName := fs.String("engine", "ref", "what picks: ref (Go), bpf (the kernel; needs root and the build tag root) or iptables (its rules, in Go)")
 	jsonFile := fs.String("json", "", "`FILE` for the results as JSON")
 	svgDir := fs.String("svg", "", "`DIR` for plots")
+	barsFile := fs.String("bars", "", "`NAME`.svg and NAME.json for a picture of the first case, with its figures")
 	seed := fs.Uint64("seed", 0, "replaces the scenario's seed, if not 0")
 	shrink := fs.Float64("shrink", 1, "simulate so many times less, in requests and in time")
 	profile := fs.String("cpuprofile", "", "`FILE` for a CPU profile")
@@ -66,7 +67,7 @@ func command(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFiles(rep, *jsonFile, *svgDir); err != nil {
+	if err := errors.Join(writeFiles(rep, *jsonFile, *svgDir), writeBars(rep, *barsFile)); err != nil {
 		return err
 	}
 	for _, v := range rep.Verdicts {
@@ -103,6 +104,19 @@ func simulateAll(sc *Scenario, engineName string, out io.Writer) (*Report, error
 	rep.Verdicts = verdicts(sc, rep.Results)
 	writeVerdicts(out, rep.Verdicts)
 	return rep, nil
+}
+
+// writeBars writes a picture and what it is drawn from, if it has a name.
+func writeBars(rep *Report, name string) error {
+	if name == "" {
+		return nil
+	}
+	c := chartOf(rep)
+	text, err := c.text()
+	if err != nil {
+		return fmt.Errorf("figures: %w", err)
+	}
+	return errors.Join(os.WriteFile(name+".json", text, 0o644), os.WriteFile(name+".svg", c.draw(), 0o644))
 }
 
 func writeFiles(rep *Report, jsonFile, svgDir string) error {

@@ -174,9 +174,9 @@ _Static_assert(sizeof(struct backend) == 32, "layout is shared with Go");
  * ns, monotonic, and 0 or past mean nothing.
  */
 struct suspect {
-	__u64 until; /* new connections avoid it before then */
-	__u64 calm;  /* the kernel suspects nothing before then */
-	__u64 reset; /* the agent is told of no other reset before then */
+	__u64 until;	/* new connections avoid it before then */
+	__u64 calm;	/* the kernel suspects nothing before then */
+	__u64 reset;	/* the agent is told of no other reset before then */
 	__u64 answered; /* connections so far, whether anything is suspected or not */
 };
 _Static_assert(sizeof(struct suspect) == 32, "layout is shared with Go");

@@ -36,6 +36,7 @@ func trim(ctx context.Context) error {
 		}
 		if t.due(heapBytes()) {
 			debug.FreeOSMemory()
+			_ = forgetFiles() // or they stay where they are
 			t.trimmed(heapBytes())
 		}
 	}

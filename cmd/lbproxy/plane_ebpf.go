@@ -65,14 +65,14 @@ func (p *ebpfPlane) look() (again bool) {
 		return false
 	}
 	again = p.KeepTranslated(found)
-	taken, err := iptables.Masqueraded()
+	masked, plain, err := iptables.Leaving()
 	if err == nil {
-		err = p.Reserve(taken)
+		err = p.Reserve(masked, plain)
 	}
 	if err != nil {
-		p.log.Warn("new connections may get ports that old ones of another proxy have", "error", err)
+		p.log.Warn("new connections may get the ports of old ones of another proxy", "error", err)
 	}
-	return again || len(taken) > 0
+	return again || len(masked)+len(plain) > 0
 }
 
 // Sync applies d.

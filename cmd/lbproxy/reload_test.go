@@ -114,8 +114,8 @@ func (r *rig) reload(file string) {
 	r.conf.reload()
 }
 
-// liveFields are values of every live field, and what tells that it is in force.
-var liveFields = map[string]struct {
+// liveValues are values of every live field, and what tells that it is in force.
+var liveValues = map[string]struct {
 	value   string
 	applied func(r *rig) bool
 }{
@@ -169,7 +169,7 @@ func TestEveryLiveFieldIsApplied(t *testing.T) {
 		}
 		r := newRig(t, "logFormat: text")
 		value, applied := "", func(*rig) bool { return false }
-		switch tc, ok := liveFields[f.Name]; {
+		switch tc, ok := liveValues[f.Name]; {
 		case ok:
 			value, applied = tc.value, tc.applied
 		case health[f.Name] != "":

@@ -2,7 +2,7 @@
 
 package main
 
-//go:generate go run . document ../../docs
+//go:generate go run . document ../..
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ import (
 func (a *app) documentVerb() *cobra.Command {
 	return &cobra.Command{
 		Use:    "document DIR",
-		Short:  "Write the manual pages, the schema of the configuration, and the generated parts of CONFIGURATION.md",
+		Short:  "Write the manual pages, the schema of the configuration, and what else is made of its table, below the source's directory",
 		Hidden: true,
 		Args:   cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -31,23 +31,39 @@ func (a *app) documentVerb() *cobra.Command {
 	}
 }
 
-// document writes everything into dir.
+// document writes everything below dir, which has lbproxy's source.
 func document(root *cobra.Command, dir string) error {
 	fields := config.New(algo.Names()...).Table()
 	schema, err := config.Schema(fields)
 	if err != nil {
 		return fmt.Errorf("schema: %w", err)
 	}
+	docs := filepath.Join(dir, "docs")
 	return errors.Join(
-		os.WriteFile(filepath.Join(dir, "proxyconfiguration.schema.json"), schema, 0o644),
-		writeManual(root, filepath.Join(dir, "man")),
-		replaceParts(filepath.Join(dir, "CONFIGURATION.md"), map[string]string{
+		os.WriteFile(filepath.Join(docs, "proxyconfiguration.schema.json"), schema, 0o644),
+		os.WriteFile(filepath.Join(dir, reloadable), []byte(liveFields(fields)), 0o644),
+		writeManual(root, filepath.Join(docs, "man")),
+		replaceParts(filepath.Join(docs, "CONFIGURATION.md"), map[string]string{
 			"fields":              config.Markdown(fields),
 			"exit codes":          "```text\n" + exitStatus + "\n```\n",
 			"kube-proxy's fields": config.MarkdownOfKubeProxyFields(),
 			"kube-proxy's flags":  config.MarkdownOfKubeProxyFlags(),
 		}),
 	)
+}
+
+// reloadable is the file that tells the chart which fields need no new pods.
+const reloadable = "deploy/chart/lbproxy/files/reloadable-fields"
+
+// liveFields are the names of fields that a reload applies, one in each line.
+func liveFields(fields []config.Field) string {
+	var b strings.Builder
+	for _, f := range fields {
+		if f.Live {
+			fmt.Fprintln(&b, f.Name)
+		}
+	}
+	return b.String()
 }
 
 // writeManual writes one page for each command, and removes those of commands that are no

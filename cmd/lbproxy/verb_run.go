@@ -161,24 +161,7 @@ func (a *app) newNode(
 	_, other := a.kernel.access(chosen.dataplane)
 	n := &node{cfg: cfg, conf: conf, verbosity: level, dp: dp, chosen: chosen, approx: approx, src: src, told: own.told(), other: newSwitchover(cfg, dp, other, log)}
 	n.eligible.NeedsNode = cfg.Manifests == "" // a directory need not have one
-	fallback := ""
-	if chosen.fallback {
-		fallback = chosen.reason
-	}
-	n.metrics = server.NewMetrics(version, server.Sources{
-		Dataplane:    chosen.dataplane,
-		Fallback:     fallback,
-		Stats:        dp.Stats,
-		Writes:       dp.Writes,
-		Status:       n.status,
-		Problems:     func() map[server.Problem]int { return countProblems(src.store.Problems()) },
-		Changes:      func() server.Changes { return countChanges(src.store.Tallies()) },
-		Approximated: approx.count,
-		Health:       n.healthNumbers,
-		Config:       conf.tell,
-		Detail:       cfg.MetricsDetail,
-		MaxServices:  int(cfg.MetricsMaxServices),
-	})
+	n.metrics = server.NewMetrics(version, n.sources())
 	countRequests(n.metrics)
 	checks := server.ServiceHealthOptions{
 		Healthy: func() bool { return n.health().Live() },
@@ -218,6 +201,27 @@ func (a *app) newNode(
 		conf.event = src.events.NodeEvent
 	}
 	return n, nil
+}
+
+// sources are what metrics are read from.
+func (n *node) sources() server.Sources {
+	src := server.Sources{
+		Dataplane:    n.chosen.dataplane,
+		Stats:        n.dp.Stats,
+		Writes:       n.dp.Writes,
+		Status:       n.status,
+		Problems:     func() map[server.Problem]int { return countProblems(n.src.store.Problems()) },
+		Changes:      func() server.Changes { return countChanges(n.src.store.Tallies()) },
+		Approximated: n.approx.count,
+		Health:       n.healthNumbers,
+		Config:       n.conf.tell,
+		Detail:       n.cfg.MetricsDetail,
+		MaxServices:  int(n.cfg.MetricsMaxServices),
+	}
+	if n.chosen.fallback {
+		src.Fallback = n.chosen.reason
+	}
+	return src
 }
 
 // pages are what the metrics server shows besides numbers.

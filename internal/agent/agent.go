@@ -22,6 +22,9 @@ import (
 type Source interface {
 	// Dirty has a value when Take may have something. Its capacity is 1.
 	Dirty() <-chan struct{}
+	// Since returns when the oldest event came in that no Take has taken up; zero: there is
+	// none.
+	Since() time.Time
 	// Take returns the objects that changed. full says that they are everything
 	// there is; the first result that has anything is full.
 	Take() (changes []lb.Change, full bool)
@@ -70,7 +73,7 @@ type Options struct {
 type Agent struct {
 	opts Options
 	log  *slog.Logger
-	wake chan struct{} // capacity 1: a burst is one wake-up
+	wake chan struct{} // capacity 1: what was asked for has changed
 
 	began time.Time
 
@@ -84,7 +87,7 @@ type Agent struct {
 	mu          sync.Mutex
 	auditPeriod time.Duration // that was asked for
 	defaults    Defaults      // that were asked for
-	arrived     time.Time     // when the oldest event that is not yet taken came in
+	asked       time.Time     // when those were that are not used yet; zero: they are
 	status      Status
 	applied     map[lb.ServiceName]*dataplane.Service
 }
@@ -143,28 +146,40 @@ func (a *Agent) SetDefaultSlowStart(d time.Duration) {
 func (a *Agent) setDefaults(set func(*Defaults)) {
 	a.mu.Lock()
 	set(&a.defaults)
+	a.asked = earlier(a.asked, time.Now())
 	a.mu.Unlock()
-	a.arrive()
+	a.nudge()
+}
+
+// nudge wakes Run.
+func (a *Agent) nudge() {
+	select {
+	case a.wake <- struct{}{}:
+	default: // it has not yet looked
+	}
 }
 
 // Run applies what the Source says until ctx ends; then it returns nil and leaves
 // the kernel as it is. A lone event is applied at once. Events that arrive while
 // a Sync runs, or too soon after many others (see pacer), share the next one.
 func (a *Agent) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { a.watch(ctx) })
 	defer a.audits.end()
+	dirty := a.opts.Source.Dirty()
 	var timer <-chan time.Time // for what failed, and for slow starts
 	var audit <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case _, open := <-dirty:
+			if !open { // there will be no more events
+				dirty = nil
+				continue
+			}
 		case <-a.wake:
 		case <-timer:
 		case <-audit:
-			if !a.woken() { // changes go first
+			if !a.woken(dirty) { // changes go first
 				a.audit(ctx)
 				audit = a.auditTimer()
 				continue
@@ -185,42 +200,14 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // woken tells whether an event came in.
-func (a *Agent) woken() bool {
+func (a *Agent) woken(dirty <-chan struct{}) bool {
 	select {
+	case _, open := <-dirty:
+		return open
 	case <-a.wake:
 		return true
 	default:
 		return false
-	}
-}
-
-// watch notes when events come in, so that the time an event spends waiting for
-// a Sync counts.
-func (a *Agent) watch(ctx context.Context) {
-	dirty := a.opts.Source.Dirty()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case _, open := <-dirty:
-			if !open {
-				return
-			}
-			a.arrive()
-		}
-	}
-}
-
-// arrive notes the time of an event and wakes Run.
-func (a *Agent) arrive() {
-	a.mu.Lock()
-	if a.arrived.IsZero() {
-		a.arrived = time.Now()
-	}
-	a.mu.Unlock()
-	select {
-	case a.wake <- struct{}{}:
-	default: // Run has not yet looked
 	}
 }
 
@@ -240,8 +227,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 // collect writes what changed into the ledger.
 func (a *Agent) collect() {
 	a.mu.Lock()
-	since, defaults := a.arrived, a.defaults
-	a.arrived = time.Time{}
+	since, defaults := earlier(a.asked, a.opts.Source.Since()), a.defaults
+	a.asked = time.Time{}
 	a.mu.Unlock()
 	if since.IsZero() {
 		since = time.Now()

@@ -44,10 +44,7 @@ func (a *Agent) SetAuditPeriod(d time.Duration) {
 	a.mu.Lock()
 	a.auditPeriod = d
 	a.mu.Unlock()
-	select {
-	case a.wake <- struct{}{}:
-	default: // Run has not yet looked
-	}
+	a.nudge()
 }
 
 // takePeriod begins anew if the period is another one. It belongs to Run.

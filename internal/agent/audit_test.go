@@ -275,3 +275,27 @@ func TestAuditCanBeOff(t *testing.T) {
 		}
 	}, service("a", "10.244.0.1:80"))
 }
+
+// TestAuditPeriodCanChange: also to never, and back, in the middle of a pass.
+func TestAuditPeriodCanChange(t *testing.T) {
+	inAuditRig(t, 3*auditChunk, func(r *auditRig) {
+		r.pass(50 * time.Second) // two of three chunks
+		if calls := r.take(); len(calls) != 2 {
+			t.Errorf("%d chunks, want 2", len(calls))
+		}
+		for _, step := range []struct {
+			period, pass time.Duration
+			chunks       int
+		}{{3 * time.Second, 9 * time.Second, 9}, {0, time.Hour, 0}, {time.Minute, time.Minute, 3}, {time.Minute, time.Minute, 3}} {
+			r.agent.SetAuditPeriod(step.period)
+			synctest.Wait()
+			r.pass(step.pass)
+			if calls := r.take(); len(calls) != step.chunks {
+				t.Errorf("every %v: %d chunks in %v, want %d", step.period, len(calls), step.pass, step.chunks)
+			}
+			if got := r.agent.AuditPeriod(); got != step.period {
+				t.Errorf("the period is %v, want %v", got, step.period)
+			}
+		}
+	})
+}

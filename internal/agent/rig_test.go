@@ -26,6 +26,7 @@ type source struct {
 	wake  chan struct{}
 	state map[lb.Object]lb.Change
 	dirty map[lb.Object]bool
+	since time.Time
 	taken bool
 	takes int
 }
@@ -40,10 +41,16 @@ func newSource() *source {
 
 func (s *source) Dirty() <-chan struct{} { return s.wake }
 
+func (s *source) Since() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.since
+}
+
 func (s *source) Take() (changes []lb.Change, full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	full, s.taken = !s.taken, true
+	full, s.taken, s.since = !s.taken, true, time.Time{}
 	s.takes++
 	for obj := range s.dirty {
 		changes = append(changes, s.state[obj])
@@ -74,6 +81,9 @@ func (s *source) relist() {
 }
 
 func (s *source) nudge() {
+	s.mu.Lock()
+	s.since = earlier(s.since, time.Now())
+	s.mu.Unlock()
 	select {
 	case s.wake <- struct{}{}:
 	default:

@@ -65,10 +65,10 @@ func inTime(queued, now time.Time, limit time.Duration) bool {
 func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s := a.status
-	s.QueuedSince = earlier(s.QueuedSince, a.arrived)
+	s, arrived := a.status, earlier(a.asked, a.opts.Source.Since())
+	s.QueuedSince = earlier(s.QueuedSince, arrived)
 	for i := range s.Families { // what has arrived and was not looked at may concern both
-		s.Families[i].QueuedSince = earlier(s.Families[i].QueuedSince, a.arrived)
+		s.Families[i].QueuedSince = earlier(s.Families[i].QueuedSince, arrived)
 	}
 	return s
 }

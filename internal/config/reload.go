@@ -40,7 +40,7 @@ func (l *Loader) Reload(environ []string) (*Loader, Config, []Change, error) {
 			errs = append(errs, next.flags.Set(f.Name, f.Value.String()))
 		}
 	})
-	cfg, err := next.Load(environ)
+	_, err := next.Load(environ)
 	if err := errors.Join(append(errs, err)...); err != nil {
 		return nil, Config{}, nil, err
 	}
@@ -48,8 +48,7 @@ func (l *Loader) Reload(environ []string) (*Loader, Config, []Change, error) {
 	if err != nil {
 		return nil, Config{}, nil, err
 	}
-	cfg = next.config
-	return next, cfg, changes, nil
+	return next, next.config, changes, nil
 }
 
 // keep gives l the fields of running that cannot change, and returns what differs.

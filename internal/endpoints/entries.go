@@ -26,7 +26,7 @@ func (s *Store) touch(e *entry) {
 		s.dirty = append(s.dirty, e)
 	}
 	if len(s.waiting) == 0 {
-		s.nudge()
+		s.tell()
 	}
 }
 

@@ -313,7 +313,7 @@ func start(t *testing.T, dir string) (*Store, *logged) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("not synced")
 	}
-	s.nudge()
+	s.Nudge()
 	return s, l
 }
 

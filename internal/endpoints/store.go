@@ -66,6 +66,7 @@ type Store struct {
 	index    map[ref][]*entry // by the Pods and Nodes of their slices; nil: there was no weight yet
 	claims   *claims
 	dirty    []*entry
+	since    time.Time // when the first event came in that made one of them dirty; zero: no Take may have it yet
 	problems tracker
 	fresh    []Problem   // to be reported when the lock is released
 	scratch  []candidate // memory for resolve
@@ -166,7 +167,7 @@ func (s *Store) markSynced(src Source) {
 	}
 	s.noteNeeded()
 	if len(s.waiting) == 0 {
-		s.nudge()
+		s.tell()
 	}
 }
 
@@ -199,6 +200,14 @@ func (s *Store) giveUpPods(err error) {
 // events is one wake-up.
 func (s *Store) Dirty() <-chan struct{} { return s.wake }
 
+// Since returns when the oldest event came in that no Take has taken up; zero: there is
+// none.
+func (s *Store) Since() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.since
+}
+
 // Take returns the Services that differ from what it returned before, sorted by
 // name. It returns nothing until every source has listed. The first result after
 // that is everything there is, and full: what it does not name does not exist.
@@ -211,7 +220,7 @@ func (s *Store) Take() (changes []lb.Change, full bool) {
 		full = !s.taken
 		s.taken = true
 		dirty := s.dirty
-		s.dirty = nil
+		s.dirty, s.since = nil, time.Time{}
 		slices.SortFunc(dirty, func(a, b *entry) int { return compareObjects(a.obj, b.obj) })
 		for _, e := range dirty {
 			e.dirty = false
@@ -347,8 +356,16 @@ func (s *Store) locked(f func()) {
 	}
 }
 
-// nudge wakes the consumer.
-func (s *Store) nudge() {
+// tell tells the consumer of an event. s.mu is held.
+func (s *Store) tell() {
+	if s.since.IsZero() {
+		s.since = time.Now()
+	}
+	s.Nudge()
+}
+
+// Nudge makes Dirty have a value.
+func (s *Store) Nudge() {
 	select {
 	case s.wake <- struct{}{}:
 	default: // it has not yet looked

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -28,6 +29,32 @@ func woken(s *Store) bool {
 	default:
 		return false
 	}
+}
+
+// TestSince: an event waits from when it came in until a Take, whatever comes after it.
+func TestSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(testOptions(), discard(), nil)
+		s.UpsertService(testService("web"))
+		if at := s.Since(); !at.IsZero() {
+			t.Errorf("before every source has listed: %s", at)
+		}
+		for _, src := range KubernetesSources {
+			s.MarkSynced(src)
+		}
+		s.Take()
+		first := time.Now()
+		s.UpsertSlice(testSlice("web", "web-1", "10.0.0.1"))
+		<-time.After(time.Second)
+		s.UpsertSlice(testSlice("web", "web-1", "10.0.0.2"))
+		if at := s.Since(); !at.Equal(first) {
+			t.Errorf("got %s, want %s", at, first)
+		}
+		s.Take()
+		if at := s.Since(); !at.IsZero() {
+			t.Errorf("after a Take: %s", at)
+		}
+	})
 }
 
 func TestNothingIsPublishedBeforeEverySourceHasListed(t *testing.T) {

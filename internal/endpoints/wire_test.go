@@ -24,7 +24,7 @@ func full() *discovery.EndpointSlice {
 	sl.UID, sl.ResourceVersion, sl.Generation = "0123-4567", "89", 3
 	sl.CreationTimestamp = metav1.Now()
 	sl.Annotations = map[string]string{keyWeight: "7", v1.EndpointsLastChangeTriggerTime: "2026-01-02T03:04:05Z"}
-	sl.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "m", FieldsV1: &metav1.FieldsV1{Raw: []byte("{}")}}}
+	sl.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "m", FieldsV1: metav1.NewFieldsV1("{}")}}
 	sl.OwnerReferences = []metav1.OwnerReference{{Kind: KindService, Name: "web", Controller: ptr(true)}}
 	for i := range sl.Endpoints {
 		ep := &sl.Endpoints[i]

@@ -160,10 +160,10 @@ func TestPolicyForbidsProbesAndAClient(t *testing.T) {
 		learns   time.Duration // no client is forbidden before
 	}{
 		{"without probes", lb.ProbeNone, 5, 0},
-		{"without probes, most clients are forbidden", lb.ProbeNone, 2, 0},
+		{"without probes, most clients are forbidden", lb.ProbeNone, 4, 0},
 		{"probes", lb.ProbeTCP, 5, 0},
 		{"probes, and it was known that they are blocked", lb.ProbeTCP, 5, 20 * time.Second},
-		{"probes, and it was known, most clients are forbidden", lb.ProbeTCP, 2, 20 * time.Second},
+		{"probes, and it was known, most clients are forbidden", lb.ProbeTCP, 4, 20 * time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, func(r *monitorRig) {
@@ -192,7 +192,7 @@ func TestPolicyForbidsProbesAndAClient(t *testing.T) {
 				t.Logf("out for %v; %d connections in a minute, %d failed", out, made, failed)
 				_, failed = r.clients(30*time.Second, 0)
 				t.Logf("and when it was dead %d failed in 30 s", failed)
-				if failed > 120 {
+				if failed > 140 {
 					t.Errorf("when it was dead %d failed in 30 s, want at most those of two intervals and a few", failed)
 				}
 			})

@@ -118,9 +118,6 @@ func (x *exchange) step(fd int, chunk []byte) (again, over bool, err error) {
 		if again, over, err = x.hear(chunk[:n]); again || over {
 			return again, over, err
 		}
-		if n < len(chunk) {
-			return false, false, nil // there will be an event for more
-		}
 	}
 }
 
@@ -219,7 +216,7 @@ func (x *exchange) redirect(answer *http.Response) (*url.URL, error) {
 	}
 	next, err := x.at.Parse(to)
 	if err != nil {
-		return nil, fmt.Errorf("Location %s cannot be parsed", lb.Quote(lb.Shorten(to, 100)))
+		return nil, fmt.Errorf("cannot parse Location %s", lb.Quote(lb.Shorten(to, 100)))
 	}
 	if x.form.expect.Names(answer.StatusCode) || !samePlace(next, x.at, x.host) {
 		return nil, nil

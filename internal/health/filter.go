@@ -3,7 +3,6 @@
 package health
 
 import (
-	"context"
 	"hash/maphash"
 	"net/netip"
 	"slices"
@@ -20,7 +19,10 @@ const suspectTime = 5 * time.Second
 // Source says what Services should be: see agent.Source.
 type Source interface {
 	Dirty() <-chan struct{}
+	Since() time.Time
 	Take() ([]lb.Change, bool)
+	// Nudge makes Dirty have a value.
+	Nudge()
 }
 
 // Filter is a Source that hands on what another one says, in the light of what a Monitor
@@ -30,43 +32,31 @@ type Source interface {
 type Filter struct {
 	m     *Monitor
 	src   Source
-	dirty chan struct{} // capacity 1
-	full  bool          // the first full result was taken; guarded by m.mu
+	full  bool      // the first full result was taken; guarded by m.mu
+	since time.Time // when the first verdict came that no Take has taken up; guarded by m.mu
 	seed  maphash.Seed
 }
 
-// Filter returns a Filter of src. It is called once, before Run, which is needed for the
-// Filter to become dirty.
+// Filter returns a Filter of src. It is called once, before Run.
 func (m *Monitor) Filter(src Source) *Filter {
-	m.filter = &Filter{m: m, src: src, dirty: make(chan struct{}, 1), seed: maphash.MakeSeed()}
+	m.filter = &Filter{m: m, src: src, seed: maphash.MakeSeed()}
 	return m.filter
 }
 
-// Dirty has a value when Take may have something. Its capacity is 1.
-func (f *Filter) Dirty() <-chan struct{} { return f.dirty }
+// Dirty has a value when Take may have something. It is the source's: no goroutine stands
+// between an event and who waits for it.
+func (f *Filter) Dirty() <-chan struct{} { return f.src.Dirty() }
 
-// forward hands on that the source is dirty, until ctx ends.
-func (f *Filter) forward(ctx context.Context) error {
-	dirty := f.src.Dirty()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, open := <-dirty:
-			if !open {
-				return nil
-			}
-			f.nudge()
-		}
+// Since returns when the oldest event or verdict came that no Take has taken up; zero:
+// there is none.
+func (f *Filter) Since() time.Time {
+	f.m.mu.Lock()
+	since := f.since
+	f.m.mu.Unlock()
+	if src := f.src.Since(); since.IsZero() || !src.IsZero() && src.Before(since) {
+		return src
 	}
-}
-
-// nudge makes the Filter dirty.
-func (f *Filter) nudge() {
-	select {
-	case f.dirty <- struct{}{}:
-	default: // nobody has looked yet
-	}
+	return since
 }
 
 // Take returns the objects that the source says changed, and those of which verdicts did.
@@ -111,7 +101,7 @@ func (f *Filter) take(changes []lb.Change, full bool, now time.Time) []lb.Change
 			out = append(out, lb.Change{Object: o.name, Services: o.services(nil), Health: o.health})
 		}
 	}
-	m.dirtyObjects = nil
+	m.dirtyObjects, f.since = nil, time.Time{}
 	slices.SortStableFunc(out, func(a, b lb.Change) int {
 		if c := strings.Compare(a.Object.Namespace, b.Object.Namespace); c != 0 {
 			return c

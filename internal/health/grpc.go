@@ -21,24 +21,51 @@ import (
 const (
 	grpcMessageBytes = 4 << 10
 	grpcBufferBytes  = 4 << 10
+	grpcBytes        = 32 << 10 // in all: frames that are no answer are read, too
 )
+
+// errFlood is the error of a backend that sends more than a probe reads.
+var errFlood = fmt.Errorf("the backend sent more than %d bytes", grpcBytes)
+
+// limited is a connection of which no more than so many bytes are read. One goroutine
+// reads.
+type limited struct {
+	net.Conn
+	left int
+	over func() // is called when there is more
+}
+
+// Read reads as long as something is left.
+func (l *limited) Read(p []byte) (int, error) {
+	if l.left <= 0 {
+		l.over()
+		return 0, errFlood
+	}
+	n, err := l.Conn.Read(p[:min(len(p), l.left)])
+	l.left -= n
+	return n, err
+}
 
 // askGRPC probes by the gRPC health protocol, without TLS: SERVING is healthy.
 // Source: github.com/grpc/grpc, doc/health-checking.md.
 func (p *prober) askGRPC(ctx context.Context, t Target) error {
 	w := wayOf(ctx)
-	failed := make(chan error, 1) // to connect; grpc tells only its text
+	failed := make(chan error, 1) // grpc tells only its text
+	fail := func(err error) {
+		select {
+		case failed <- err:
+		default: // the first one counts
+		}
+	}
 	conn, err := grpc.NewClient("passthrough:///"+t.Addr.String(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			conn, err := dialOnce(ctx, w, t)
 			if err != nil {
-				select {
-				case failed <- err:
-				default:
-				}
+				fail(err)
+				return nil, err
 			}
-			return conn, err
+			return &limited{Conn: conn, left: grpcBytes, over: func() { fail(errFlood) }}, nil
 		}),
 		grpc.WithAuthority(hostHeader(t)),
 		grpc.WithUserAgent(p.o.UserAgent),

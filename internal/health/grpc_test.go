@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -45,12 +46,29 @@ func (healths) Check(ctx context.Context, r *grpc_health_v1.HealthCheckRequest) 
 	case "hangs":
 		<-ctx.Done()
 		return nil, ctx.Err()
+	case "huge":
+		huge := &grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_SERVING}
+		huge.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 1000, protowire.BytesType), make([]byte, 1<<20)))
+		return huge, nil
+	case "headers":
+		_ = grpc.SetHeader(ctx, metadata.Pairs("x", strings.Repeat("x", 2*maxHeaderBytes))) // what fails is seen by the probe
+		return answer(grpc_health_v1.HealthCheckResponse_SERVING)
 	case "rude":
 		return nil, status.Error(codes.Internal, strings.Repeat("\x1b[2J", 1000))
 	case "authority":
 		return nil, status.Error(codes.Internal, strings.Join(md[":authority"], ",")+" "+strings.Join(md["user-agent"], ","))
 	}
 	return nil, status.Error(codes.NotFound, "unknown service")
+}
+
+// pings speaks HTTP/2 but answers no call: a frame of settings, and pings without end.
+func pings(conn net.Conn) {
+	_, _ = conn.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0})
+	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C {
+		if _, err := conn.Write([]byte{0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8}); err != nil {
+			return
+		}
+	}
 }
 
 func serveGRPC(t *testing.T, address string, register bool) netip.AddrPort {
@@ -91,6 +109,9 @@ func TestGRPC(t *testing.T) {
 		{"no name", "authority", "", at, enough, at.String() + " lbproxy/test"},
 		{"no protocol", "", "", serveGRPC(t, "127.0.0.1:0", false), enough, "does not implement"},
 		{"hangs", "hangs", "", at, short, "no answer within 200ms"},
+		{"huge message", "huge", "", at, enough, "grpc: "},
+		{"huge headers", "headers", "", at, enough, "grpc: "},
+		{"slow-loris", "", "", listen(t, "127.0.0.1:0", pings), short, "no answer within 200ms"},
 		{"closed port", "", "", closedPort(t, "127.0.0.1:0"), enough, "grpc: connection refused"},
 		{"no SYN-ACK", "", "", silent(t), short, "no answer within 200ms"},
 		{"no gRPC", "", "", listen(t, "127.0.0.1:0", func(conn net.Conn) { _, _ = io.WriteString(conn, "220 mail\r\n") }), enough, "grpc: "},

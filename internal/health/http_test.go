@@ -190,6 +190,17 @@ func TestHTTPAddresses(t *testing.T) {
 			}
 		}
 	}
+	slowly := func(text string) func(net.Conn) {
+		return func(conn net.Conn) {
+			_, _ = http.ReadRequest(bufio.NewReader(conn))
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for i := range len(text) {
+				_, _ = io.WriteString(conn, text[i:i+1])
+				<-tick.C
+			}
+		}
+	}
 	const short = 150 * time.Millisecond
 	for _, tc := range []struct {
 		name    string
@@ -209,6 +220,13 @@ func TestHTTPAddresses(t *testing.T) {
 		{"nothing", listen(t, "127.0.0.1:0", answer("")), "", enough, "closed the connection without an answer"},
 		{"no HTTP", listen(t, "127.0.0.1:0", answer("220 \x1b[2J mail\r\n")), "", enough, "malformed"},
 		{"status 999", listen(t, "127.0.0.1:0", answer("HTTP/1.1 999 x\r\n\r\n")), "", enough, "status 999"},
+		{"1xx first", listen(t, "127.0.0.1:0", answer("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n")), "", enough, ""},
+		{"1xx only", listen(t, "127.0.0.1:0", answer("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")), "", enough, "closed the connection without an answer"},
+		{"byte by byte", listen(t, "127.0.0.1:0", slowly("HTTP/1.1 503 Not Now\r\nA: b\r\nC: d\r\n\r\n")), "", enough, "status 503"},
+		{"line feeds only", listen(t, "127.0.0.1:0", answer("HTTP/1.0 200 OK\nA: b\n\n")), "", enough, ""},
+		{"no colon", listen(t, "127.0.0.1:0", answer("HTTP/1.1 200 OK\r\nA\r\n\r\n")), "", enough, "malformed"},
+		{"half a head", listen(t, "127.0.0.1:0", answer("HTTP/1.1 200 OK\r\nA: b")), "", enough, "closed the connection without an answer"},
+		{"a head without end", listen(t, "127.0.0.1:0", answer("HTTP/1.1 200 OK\r\nA: "+strings.Repeat("b", 2*maxHeaderBytes))), "", enough, "exceeded"},
 		{"half a body", listen(t, "127.0.0.1:0", answer("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok")), "y", enough, "http: "},
 		{"bad chunks", listen(t, "127.0.0.1:0", answer("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")), "y", enough, "chunk"},
 	} {
@@ -298,15 +316,20 @@ func FuzzHTTP(f *testing.F) {
 			}()
 		}
 	}()
-	p := NewProber(ProberOptions{}).(*prober)
+	p := startProber(f, ProberOptions{}).(*prober)
 	at := l.Addr().(*net.TCPAddr).AddrPort()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		answer.Store(data)
 		target := get(at, "/")
+		head := await(t, p, target).Err
 		target.Probe.Body = "ok"
 		ctx, cancel := context.WithTimeout(t.Context(), enough)
 		defer cancel()
-		if err := p.askHTTP(ctx, target); err != nil {
+		whole := p.askHTTP(ctx, target)
+		for _, err := range []error{head, whole} {
+			if err == nil {
+				continue
+			}
 			text := err.Error()
 			for i := range len(text) {
 				if text[i] < ' ' || text[i] > '~' {
@@ -316,6 +339,9 @@ func FuzzHTTP(f *testing.F) {
 			if len(text) > 1000 {
 				t.Errorf("%q: the reason has %d bytes", data, len(text))
 			}
+		}
+		if head != nil && whole == nil {
+			t.Errorf("%q: healthy with its body, and without: %v", data, head)
 		}
 		if ctx.Err() != nil {
 			t.Errorf("%q: the probe took %s", data, enough)

@@ -26,9 +26,9 @@ const maxCalm = time.Minute
 // one of its ejections is forgotten. The same holds for false alarms.
 const memory = 10
 
-// minChance is how long a backend is out at least that no probe ever reached. It may be fine:
-// something may forbid probes. Then it is on trial: it takes connections again, and they
-// tell. Each time doubles it, up to maxPenalty.
+// minChance is how long a backend is out at least that no probe ever reached, if a connection
+// failed. It may be fine: something may forbid probes, and a client. Then it is on trial:
+// it takes connections again, and they tell. Each time doubles it, up to maxPenalty.
 const minChance = time.Minute
 
 // maxTrialCalm is for how long symptoms are not heeded of a backend whose connections alone
@@ -291,9 +291,10 @@ func (m *mark) suspect(e event, now time.Time, h *lb.Health) {
 	m.become(Suspect, fmt.Sprintf("connection %s; to be confirmed", e.symptom), now)
 }
 
-// chance returns for how long m is out at least that no probe can reach.
+// chance returns for how long m is out at least that no probe can reach. What probes alone
+// took out, no client has missed.
 func (m *mark) chance(h *lb.Health) time.Duration {
-	if h.Passive != lb.SwitchOn { // nothing but probes can tell of it
+	if h.Passive != lb.SwitchOn || !m.passive() {
 		return maxPenalty
 	}
 	return min(minChance<<m.Trials, maxPenalty)

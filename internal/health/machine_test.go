@@ -240,34 +240,34 @@ func TestStep(t *testing.T) {
 			0 unreached suspect 1
 			1 unreached suspect 1
 			2 unreached ejected 5
-			61.9 unreached ejected 5
-			62 unreached unknown 5
-			67 open suspect 5
-			300 open suspect 5
-			300 refused suspect 0
-			300 open suspect 5
-			305 open suspect 5
-			306 refused suspect 0
-			306 fails ejected 2
-			425.9 unreached ejected 5
-			426 unreached unknown 5
-			427 refused suspect 0
-			427 unreached ejected 4
-			666.9 unreached ejected 5
-			667 unreached unknown 5`},
+			301.9 unreached ejected 5
+			302 unreached unknown 5
+			307 open suspect 5
+			600 open suspect 5
+			600 refused suspect 0
+			600 open suspect 5
+			605 open suspect 5
+			606 refused suspect 0
+			606 fails ejected 2
+			725.9 unreached ejected 5
+			726 unreached unknown 5
+			727 refused suspect 0
+			727 unreached ejected 4
+			966.9 unreached ejected 5
+			967 unreached unknown 5`},
 		{"a trial that nobody sees", lb.ProbeTCP, nil, `
 			0 unreached suspect 1
 			1 unreached suspect 1
 			2 unreached ejected 5
-			62 unreached unknown 5
-			67 unreached suspect 1
-			68 unreached suspect 1
-			69 unreached ejected 5`},
+			302 unreached unknown 5
+			307 unreached suspect 1
+			308 unreached suspect 1
+			309 unreached ejected 5`},
 		{"a trial, and connections are answered", lb.ProbeTCP, nil, `
-			0 unreached suspect 1
-			1 unreached suspect 1
-			2 unreached ejected 5
-			62 unreached unknown 5
+			0 refused suspect 0
+			0 unreached ejected 2
+			59.9 unreached ejected 5
+			60 unreached unknown 5
 			67 answered suspect 5
 			68 refused suspect 0
 			68 answered suspect 5
@@ -275,10 +275,10 @@ func TestStep(t *testing.T) {
 			70 refused suspect 0
 			70 answered suspect 5
 			74 refused suspect 0
-			74 unreached ejected 2
-			75 unreached ejected 1
-			76 unreached suspect 5
-			77 pass healthy 5
+			74 unreached ejected 4
+			75 unreached ejected 3
+			78 unreached suspect 5
+			79 pass healthy 5
 			300 refused suspect 0
 			300 unreached ejected 2`},
 		{"a trial without probes", lb.ProbeNone, nil, `

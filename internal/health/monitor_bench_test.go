@@ -21,6 +21,8 @@ type directSource struct {
 }
 
 func (s *directSource) Dirty() <-chan struct{} { return nil }
+func (s *directSource) Since() time.Time       { return time.Time{} }
+func (s *directSource) Nudge()                 {}
 
 func (s *directSource) Take() ([]lb.Change, bool) {
 	next, full := s.next, !s.started

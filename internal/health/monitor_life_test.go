@@ -55,6 +55,27 @@ func TestStagger(t *testing.T) {
 	})
 }
 
+// TestJitter: the time between two probes is an interval and up to a tenth more, and differs,
+// so that nodes which begin together do not stay together.
+func TestJitter(t *testing.T) {
+	bubble(t, func(r *monitorRig) {
+		r.src.put(change(service("web", 1, probeTCP())))
+		r.wait(10 * time.Minute)
+		starts := r.prober.starts[addr(0)]
+		pauses := map[time.Duration]int{}
+		for i := 1; i < len(starts); i++ {
+			pause := starts[i].Sub(starts[i-1])
+			pauses[pause.Truncate(100*time.Millisecond)]++
+			if pause < 5*time.Second || pause > 5500*time.Millisecond {
+				t.Errorf("%v between two probes", pause)
+			}
+		}
+		if len(starts) < 100 || len(pauses) < 3 {
+			t.Errorf("%d probes in 10 minutes, pauses %v", len(starts), pauses)
+		}
+	})
+}
+
 // TestSetDefaults: Services that say nothing are watched as the new defaults say, others
 // as before.
 func TestSetDefaults(t *testing.T) {
@@ -138,6 +159,25 @@ func TestBeforeFull(t *testing.T) {
 		case <-r.f.Dirty():
 			t.Error("dirty without a reason")
 		default:
+		}
+	})
+}
+
+// TestSince: a verdict waits from when it was made until a Take.
+func TestSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newMonitorRig(t)
+		r.f.Take()
+		made := time.Now()
+		r.m.locked(func() { r.m.markDirty(&object{}) })
+		<-time.After(time.Second)
+		r.m.locked(func() { r.m.markDirty(&object{}) })
+		if at := r.f.Since(); !at.Equal(made) {
+			t.Errorf("got %s, want %s", at, made)
+		}
+		r.f.Take()
+		if at := r.f.Since(); !at.IsZero() {
+			t.Errorf("after a Take: %s", at)
 		}
 	})
 }

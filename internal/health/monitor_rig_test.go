@@ -102,6 +102,8 @@ type fakeSource struct {
 
 func (s *fakeSource) Dirty() <-chan struct{} { return s.wake }
 
+func (s *fakeSource) Since() time.Time { return time.Time{} }
+
 func (s *fakeSource) Take() ([]lb.Change, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,6 +116,10 @@ func (s *fakeSource) put(changes ...lb.Change) {
 	s.mu.Lock()
 	s.changes = append(s.changes, changes...)
 	s.mu.Unlock()
+	s.Nudge()
+}
+
+func (s *fakeSource) Nudge() {
 	select {
 	case s.wake <- struct{}{}:
 	default:

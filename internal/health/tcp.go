@@ -82,6 +82,7 @@ type attempt struct {
 // connects is the loop of a connector.
 type connects struct {
 	c        *connector
+	now      func() time.Time
 	file     *os.File        // the epoll instance
 	wait     syscall.RawConn // for file
 	epoll    int             // its descriptor
@@ -97,7 +98,7 @@ type connects struct {
 
 // run probes until ctx ends.
 func (c *connector) run(ctx context.Context) error {
-	l := &connects{c: c}
+	l := &connects{c: c, now: time.Now}
 	if err := l.open(); err != nil {
 		return fmt.Errorf("TCP probes: %w", err)
 	}
@@ -183,7 +184,7 @@ func (l *connects) admit() {
 func (l *connects) begin(j job) {
 	a := l.vacant(j.t.Addr.Addr().Is6())
 	l.busy++
-	a.busy, a.job, a.start = true, j, time.Now()
+	a.busy, a.job, a.start = true, j, l.now()
 	a.deadline = a.start.Add(j.t.Probe.Timeout)
 	if l.busy == 1 || a.deadline.Before(l.earliest) {
 		l.earliest = a.deadline
@@ -245,7 +246,7 @@ func (l *connects) vacate(a *attempt) {
 // could not run for a while blames nobody.
 func (l *connects) turn(ctx context.Context) error {
 	l.admit()
-	asked := time.Now()
+	asked := l.now()
 	n, err := l.poll()
 	if err != nil {
 		return err
@@ -370,7 +371,7 @@ func (l *connects) converse(a *attempt, events uint32) {
 
 // end ends an attempt, which resets the connection, and tells what came of it.
 func (l *connects) end(a *attempt, err error) {
-	took := time.Since(a.start)
+	took := l.now().Sub(a.start)
 	j := a.job
 	a.busy, a.job = false, job{}
 	l.busy--

@@ -392,6 +392,21 @@ func TestHealthCheckAtPrimary(t *testing.T) {
 	})
 }
 
+func TestHealthCheckAddressesChange(t *testing.T) {
+	addr := netip.MustParseAddr
+	inCheckRig(t, lb.NodePortAddresses{}, func(r *checkRig) {
+		r.change(func() { r.local = []netip.Addr{addr("192.0.2.1"), addr("198.51.100.1")} })
+		r.put(web, lb.HealthCheck{Port: 30001, Served: v4only})
+		r.listens("tcp4 0.0.0.0:30001")
+		for _, at := range []string{"192.0.2.1", "198.51.100.1"} {
+			r.SetAddrs(lb.NodePortAddresses{Ranges: []netip.Prefix{netip.PrefixFrom(addr(at), 24).Masked()}})
+			r.listens("tcp4 " + at + ":30001")
+		}
+		r.SetAddrs(lb.NodePortAddresses{})
+		r.listens("tcp4 0.0.0.0:30001")
+	})
+}
+
 func TestEverywhere(t *testing.T) {
 	node := lb.Node{Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}
 	for _, tc := range []struct {

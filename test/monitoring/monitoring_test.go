@@ -171,7 +171,7 @@ func TestPrometheusRule(t *testing.T) {
 	}
 	body, err := yaml.Marshal(map[string]any{
 		"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule",
-		"metadata": map[string]any{"name": "lbproxy", "namespace": "kube-system"}, "spec": spec,
+		"metadata": map[string]any{"name": "lbproxy", "namespace": "lbproxy"}, "spec": spec,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -312,85 +311,37 @@ func TestOnlyBackendStays(t *testing.T) {
 	tr.stop()
 }
 
-// nft changes the rules of a pod.
-func (r *rig) nft(pod, commands string) {
-	r.t.Helper()
-	h := r.lab.Host(pod)
-	cmd := h.Command(r.bounded(), "nft", commands)
-	cmd.Stderr = os.Stderr
-	err := h.Start(cmd)
-	if err == nil {
-		err = cmd.Wait()
-	}
-	if err != nil {
-		r.t.Fatalf("%v: %v", cmd.Args, err)
-	}
-}
-
-// forbid has a pod refuse or drop what begins a connection from hosts, as a NetworkPolicy
-// may that lets others in. how is a statement of nft.
-func (r *rig) forbid(pod, how string, hosts ...netip.Addr) {
-	r.t.Helper()
-	commands := "add table inet forbid; delete table inet forbid; add table inet forbid; " +
-		"add chain inet forbid in { type filter hook input priority 0; }; "
-	for _, host := range hosts {
-		commands += fmt.Sprintf("add rule inet forbid in ip saddr %s tcp flags syn %s; ", host, how)
-	}
-	r.nft(pod, commands)
-}
-
-// The ways in which a policy forbids a connection.
-const (
-	drops   = "drop"
-	refuses = "reject with tcp reset"
-)
-
-// podClients are those whose connections such a policy lets in.
-var podClients = []string{"client1", "client2"}
-
-// A policy that forbids probes takes no backend away that serves, however it forbids them
-// and whatever they are.
-func TestForbiddenProbes(t *testing.T) {
+// A Service of IPv6 only is watched as any, by probes and by connections.
+func TestIPv6OnlyProbes(t *testing.T) {
 	eachDataplane(t, func(t *testing.T, flags []string) {
 		r := newRig(t)
+		const at = vip("[fd00:10:96::50]:80")
 		all := []string{"backend1", "backend2", "backend3"}
+		text := r.manifest("web", at, all...)
 		for _, pod := range all {
-			r.web(pod)
+			h := r.lab.Host(pod)
+			text = strings.ReplaceAll(text, fmt.Sprintf("[%s]", h.Addr4), fmt.Sprintf("['%s']", h.Addr6))
 		}
-		plain := r.manifest("web", webVIP, all...)
-		r.put("web.yaml", plain)
+		text = strings.ReplaceAll(text, "addressType: IPv4", "addressType: IPv6")
+		r.put("web.yaml", says(text, byTCP, activeOnly))
 		a := r.run(flags...)
-		r.settles(webVIP, all...)
-		for _, tc := range []struct{ probe, how, says string }{
-			{byTCP, drops, "tcp: no answer"},
-			{byGRPC, drops, "grpc: cannot connect: no answer"},
-			{byGRPC, refuses, "grpc: connection refused"},
-		} {
-			r.put("web.yaml", plain) // it forgets
-			r.forbid("backend1", tc.how, lab.NodeAddr4)
-			r.put("web.yaml", says(plain, tc.probe, "lbproxy.io/health-check-timeout: 300ms"))
-			var failed int
-			serve := func() bool {
-				got, bad := r.answered(webVIP, podClients, 6)
-				failed += bad
-				return slices.Equal(got, all)
-			}
-			eventually(t, "an Event says that probes are blocked", func() bool {
-				serve()
-				return a.log.line("level=INFO", "reason=ProbeBlocked", r.backend("backend1"), tc.says) != ""
-			})
-			for range 5 {
-				if !serve() {
-					t.Errorf("%s: not all backends serve pods", tc.says)
-				}
-			}
-			if failed > 0 {
-				t.Errorf("%s: %d connections of pods failed", tc.says, failed)
-			}
-		}
-		if line := a.log.line("reason=BackendEjected"); line != "" {
-			t.Error(line)
-		}
+		r.settles(at, all...)
+		six := fmt.Sprintf("backend=[%s]:%d", r.lab.Host("backend1").Addr6, backendPort)
+		r.lab.Host("backend1").Kill()
+		a.awaitLog("reason=BackendEjected", six, "tcp: connection refused")
+		r.settles(at, "backend2", "backend3")
+		r.revive("backend1")
+		a.awaitLog("reason=BackendRestored", six)
+		r.settles(at, all...)
+
+		r.put("web.yaml", text) // without probes
+		r.settles(at, all...)
+		r.lab.Host("backend1").Kill()
+		eventually(t, "connections tell of backend1", func() bool { // iptables listens a second later
+			r.answered(at, clients, 4)
+			return a.log.line("reason=BackendEjected", six, "connection refused; tcp") != ""
+		})
+		r.settles(at, "backend2", "backend3")
 	})
 }
 
@@ -413,54 +364,6 @@ func TestGRPCProbes(t *testing.T) {
 		a.awaitLog("reason=BackendRestored", r.backend("backend1"))
 		r.settles(webVIP, all...)
 		tr.stop()
-	})
-}
-
-// A policy that refuses probes and some clients takes a backend away from the others for 2 s
-// at most: their connections tell that it is well.
-func TestForbiddenProbesAndClient(t *testing.T) {
-	eachDataplane(t, func(t *testing.T, flags []string) {
-		r := newRig(t)
-		all := []string{"backend1", "backend2", "backend3"}
-		r.forbid("backend1", refuses, lab.NodeAddr4, r.lab.Host("client2").Addr4)
-		r.put("web.yaml", says(r.manifest("web", webVIP, all...), byTCP))
-		a := r.run(flags...)
-		may := func() []string {
-			got, failed := r.answered(webVIP, []string{"client1"}, 6)
-			if failed > 0 {
-				t.Errorf("%d connections of client1 failed", failed)
-			}
-			return got
-		}
-		eventually(t, "an Event says that probes are blocked", func() bool {
-			may()
-			return a.log.line("reason=ProbeBlocked", r.backend("backend1")) != ""
-		})
-		refused := 0
-		both := func() []string {
-			_, failed := r.answered(webVIP, []string{"client2"}, 3)
-			refused += failed
-			return may()
-		}
-		eventually(t, "backend1 answers client1, whatever client2 meets", func() bool {
-			for range 10 {
-				if !slices.Equal(both(), all) {
-					return false
-				}
-			}
-			return refused > 0
-		})
-		told := a.log.line("reason=BackendEjected", r.backend("backend1"))
-		for range 100 {
-			both()
-		}
-		if n := strings.Count(a.log.String(), "reason=BackendEjected"); n > 1 || told == "" {
-			t.Errorf("backend1 was ejected %d times, want once: %s", n, told)
-		}
-		if got := both(); !slices.Equal(got, all) {
-			t.Errorf("%v answer client1, want all", got)
-		}
-		t.Logf("%d connections of client2 were refused", refused)
 	})
 }
 

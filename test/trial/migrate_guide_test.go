@@ -42,12 +42,12 @@ func TestMigrationGuide(t *testing.T) {
 	l := g.startLoad()
 	held := g.old("kube-proxy")
 	ran := map[string]int{}
-	for _, c := range commands(t, filepath.Join(repository(), "docs", "MIGRATION.md")) {
-		t.Logf("MIGRATION.md:%d: %s", c.number, c.text)
+	for _, c := range commands(t, "docs/MIGRATION.md", "TestMigrationGuide") {
+		t.Logf("%s: %s", c.where, c.text)
 		if verb, ok := strings.CutPrefix(c.text, inPod); ok {
 			g.verb(verb, ran)
 		} else if !g.play(c.text) {
-			t.Errorf("MIGRATION.md:%d: nobody knows what %q does", c.number, c.text)
+			t.Errorf("%s: nobody knows what %q does", c.where, c.text)
 		}
 		l.flows()
 	}

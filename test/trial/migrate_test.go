@@ -106,6 +106,11 @@ func testMigrate(t *testing.T, mode, backend string, flags ...string) {
 	l.flows()
 	second.end()
 	l.flows()
+	t.Cleanup(func() {
+		if back.alive() { // what does it wait for?
+			t.Log(r.lbproxy("get", "connections").stdout)
+		}
+	})
 	eventually(t, "kube-proxy serves alone", func() bool { return !back.alive() })
 	if code := back.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("migrate --rollback: exit code %d: %s", code, back.log.String())

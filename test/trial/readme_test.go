@@ -5,6 +5,7 @@
 package trial
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,17 +18,14 @@ import (
 // elsewhere are the commands of README.md that this test does not run, by how
 // they begin, and why.
 var elsewhere = map[string]string{
-	"make demo":        "a step of CI of its own",
-	"make test":        "CI runs each of its parts: this is one of them",
-	"helm install":     "needs a cluster; make test-deploy renders the chart with Helm's library",
-	"kubectl apply":    "needs a cluster; test/cluster runs lbproxy against an API server",
-	"kubectl annotate": "needs a cluster; test/cluster changes the annotation through the API",
+	"make demo": "a step of CI of its own",
+	"make test": "CI runs each of its parts: this is one of them",
 }
 
-// line is a command of README.md.
+// line is a command of a file.
 type line struct {
-	number int
-	text   string // without sudo
+	where string // file:line
+	text  string // without sudo
 }
 
 // TestReadme runs the commands of README.md in their order, as they are written:
@@ -37,20 +35,19 @@ func TestReadme(t *testing.T) {
 	r.home = clone(t)
 	var a *agent
 	ran := map[string]bool{}
-	for _, l := range commands(t, filepath.Join(repository(), "README.md")) {
+	for _, l := range commands(t, "README.md", "TestReadme") {
 		if why, ok := reason(l.text); ok {
-			t.Logf("README.md:%d: %s: not here: %s", l.number, l.text, why)
-			wantFiles(t, l)
+			t.Logf("%s: %s: not here: %s", l.where, l.text, why)
 			continue
 		}
-		t.Logf("README.md:%d: %s", l.number, l.text)
+		t.Logf("%s: %s", l.where, l.text)
 		if strings.HasPrefix(l.text, "go run ./bench/") {
 			runHere(t, l)
 			continue
 		}
 		verb, ok := strings.CutPrefix(l.text, "bin/lbproxy ")
 		if !ok {
-			t.Errorf("README.md:%d: %q is not run by any test: run it, or say in elsewhere why not", l.number, l.text)
+			t.Errorf("%s: %q is not run by any test: run it, or say in elsewhere why not", l.where, l.text)
 			continue
 		}
 		verb, _, _ = strings.Cut(verb, " ")
@@ -62,7 +59,7 @@ func TestReadme(t *testing.T) {
 			continue
 		case "cleanup":
 			if a == nil {
-				t.Fatalf("README.md:%d: cleanup before run", l.number)
+				t.Fatalf("%s: cleanup before run", l.where)
 			}
 			r.lbproxy("cleanup").want(t, 1, "another lbproxy is running")
 			if code := a.end(syscall.SIGTERM); code != 0 {
@@ -73,7 +70,7 @@ func TestReadme(t *testing.T) {
 		res := r.finish(r.shell(l.text))
 		res.want(t, 0)
 		if strings.TrimSpace(res.stdout+res.stderr) == "" {
-			t.Errorf("README.md:%d: %q says nothing", l.number, l.text)
+			t.Errorf("%s: %q says nothing", l.where, l.text)
 		}
 		t.Logf("%s%s", res.stdout, res.stderr)
 	}
@@ -84,6 +81,36 @@ func TestReadme(t *testing.T) {
 	}
 	r.nothingLeft()
 	r.gone(shopVIP)
+}
+
+// TestDocs runs the commands of the other files, beside an agent that serves what README.md
+// serves. None of them changes anything.
+func TestDocs(t *testing.T) {
+	r := newRig(t)
+	r.home = clone(t)
+	r.launch(r.shell("bin/lbproxy run --manifests demo/manifests --node-name node --cluster-cidr 10.244.0.0/16,fd00:10:244::/48")).awaitReady()
+	files, err := filepath.Glob(filepath.Join(repository(), "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := 0
+	for _, file := range files {
+		name := filepath.Join("docs", filepath.Base(file))
+		for _, l := range commands(t, name, "TestDocs") {
+			ran++
+			if strings.HasPrefix(l.text, "go run ./bench/") {
+				runHere(t, l)
+				continue
+			}
+			res := r.finish(r.shell(l.text))
+			if res.want(t, 0); strings.TrimSpace(res.stdout+res.stderr) == "" {
+				t.Errorf("%s: %q says nothing", l.where, l.text)
+			}
+		}
+	}
+	if ran == 0 {
+		t.Error("no file has a command for this test")
+	}
 }
 
 // shopVIP is the cluster IP of demo/manifests/shop.yaml.
@@ -124,28 +151,28 @@ func TestReadmeNamesEveryVerb(t *testing.T) {
 	}
 }
 
-// commands returns the command lines of the ```sh blocks of a file.
-func commands(t *testing.T, file string) []line {
+// commands returns the command lines of the ```sh blocks of a file that a test runs: the
+// line above a block says so. hack/readme-commands.sh sees to it that there is such a line.
+func commands(t *testing.T, name, test string) []line {
 	t.Helper()
-	text, err := os.ReadFile(file)
+	text, err := os.ReadFile(filepath.Join(repository(), name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var lines []line
-	inside, number := false, 0
+	all := strings.Contains(string(text), "<!-- all run by: "+test+" -->")
+	inside, number, above := false, 0, ""
 	for l := range strings.Lines(string(text)) {
 		number++
 		l = strings.TrimSpace(l)
 		switch {
 		case strings.HasPrefix(l, "```"):
-			inside = !inside && l == "```sh"
+			inside = !inside && l == "```sh" && (all || above == "<!-- run by: "+test+" -->")
 		case !inside || l == "" || strings.HasPrefix(l, "#"):
 		default:
-			lines = append(lines, line{number, strings.TrimPrefix(l, "sudo ")})
+			lines = append(lines, line{fmt.Sprintf("%s:%d", name, number), strings.TrimPrefix(l, "sudo ")})
 		}
-	}
-	if len(lines) == 0 {
-		t.Fatalf("%s has no commands", file)
+		above = l
 	}
 	return lines
 }
@@ -157,20 +184,6 @@ func reason(command string) (string, bool) {
 		}
 	}
 	return "", false
-}
-
-// wantFiles checks that the files that a command names with -f are there.
-func wantFiles(t *testing.T, l line) {
-	t.Helper()
-	words := strings.Fields(l.text)
-	for i, w := range words {
-		if w != "-f" || i+1 == len(words) {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join(repository(), words[i+1])); err != nil {
-			t.Errorf("README.md:%d: %v", l.number, err)
-		}
-	}
 }
 
 // shell prepares a line of the README as a shell on the node would run it. The
@@ -187,7 +200,7 @@ func runHere(t *testing.T, l line) {
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", l.text)
 	cmd.Dir = repository()
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("README.md:%d: %s: %v\n%s", l.number, l.text, err, out)
+		t.Errorf("%s: %s: %v\n%s", l.where, l.text, err, out)
 	}
 }
 

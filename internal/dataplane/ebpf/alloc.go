@@ -15,6 +15,7 @@ type ids struct {
 	next uint32 // every index from here on is free
 	max  uint32
 	free []uint32
+	grow func(next uint32) error // is told before next does; nil: nobody is
 }
 
 func newIDs(what string, size int) *ids { return &ids{what: what, next: 1, max: uint32(size)} }
@@ -24,6 +25,11 @@ func (a *ids) reserve(n int) ([]uint32, error) {
 	if n > len(a.free)+int(a.max-a.next) {
 		return nil, fmt.Errorf("map %s has %d of %d entries in use, %d more are needed: %w",
 			a.what, a.used(), a.max-1, n, dataplane.ErrFull)
+	}
+	if more := n - len(a.free); more > 0 && a.grow != nil {
+		if err := a.grow(a.next + uint32(more)); err != nil {
+			return nil, fmt.Errorf("map %s: %w", a.what, err)
+		}
 	}
 	got := make([]uint32, 0, n)
 	for len(got) < n && len(a.free) > 0 {
@@ -111,6 +117,7 @@ type regions struct {
 	max   uint32
 	free  [33][]uint32 // bases, by the exponent of the size
 	inUse uint32
+	grow  func(next uint32) error // as that of ids
 }
 
 func newRegions(size int) *regions { return &regions{next: 1, max: uint32(size)} }
@@ -133,6 +140,11 @@ func (r *regions) reserve(n uint32) (region, error) {
 	if uint64(r.next)+uint64(size) > uint64(r.max) {
 		return region{}, fmt.Errorf("map slots has %d of %d entries in use, a table of %d does not fit: %w",
 			r.inUse, r.max, n, dataplane.ErrFull)
+	}
+	if r.grow != nil {
+		if err := r.grow(r.next + size); err != nil {
+			return region{}, fmt.Errorf("map slots: %w", err)
+		}
 	}
 	base := r.next
 	r.next += size
@@ -160,7 +172,7 @@ func (r *regions) release(g region) {
 // adopt marks exactly the given runs as used, for a start with pinned maps.
 func (r *regions) adopt(used []region) {
 	slices.SortFunc(used, func(a, b region) int { return int(a.base) - int(b.base) })
-	*r = regions{next: 1, max: r.max}
+	*r = regions{next: 1, max: r.max, grow: r.grow}
 	for _, g := range used {
 		r.freeGap(r.next, g.base)
 		r.next = g.base + g.size

@@ -141,7 +141,7 @@ func Open(opts Options) (*Dataplane, error) {
 	// Whoever waits for the first Sync has the packet path too. While devices
 	// change under the listing, Run looks again.
 	if err := d.lookAtDevices(); err != nil {
-		opts.Log.Debug("network devices change while they are listed", "err", err)
+		opts.Log.Debug("network devices change while they are listed", "error", err)
 	}
 	return d, nil
 }

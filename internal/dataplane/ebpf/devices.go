@@ -53,7 +53,7 @@ func (d *Dataplane) followDevices(ctx context.Context) error {
 		for open := true; open; {
 			wait := deviceRescan
 			if err := d.lookAtDevices(); err != nil {
-				d.opts.Log.Debug("network devices change while they are listed; looking again", "err", err)
+				d.opts.Log.Debug("network devices change while they are listed; looking again", "error", err)
 				wait = deviceSettle
 			}
 			open = waitForEvent(ctx, events, d.look, wait)
@@ -73,12 +73,12 @@ func (d *Dataplane) lookAtDevices() error {
 		return err
 	}
 	if err != nil {
-		d.opts.Log.Warn("network devices cannot be listed", "err", err)
+		d.opts.Log.Warn("network devices cannot be listed", "error", err)
 		return nil
 	}
 	d.syncSettings()
 	if err := errors.Join(d.syncAddrs(net), d.syncPodRanges()); err != nil {
-		d.opts.Log.Warn("node addresses cannot be stored", "err", err)
+		d.opts.Log.Warn("node addresses cannot be stored", "error", err)
 	}
 	d.attachDevices(net.devices)
 	return nil
@@ -98,10 +98,10 @@ func (d *Dataplane) attachDevices(devices []device) {
 		switch {
 		case errors.Is(err, unix.ENODEV): // gone since it was listed, perhaps between two hooks
 			if err := d.detachDevice(dev.index); err != nil {
-				d.opts.Log.Warn("pin of a device that is gone stays", "device", dev.name, "err", err)
+				d.opts.Log.Warn("pin of a device that is gone stays", "device", dev.name, "error", err)
 			}
 		case err != nil:
-			d.opts.Log.Warn("device is not served", "device", dev.name, "err", err)
+			d.opts.Log.Warn("device is not served", "device", dev.name, "error", err)
 		default:
 			d.attached[dev.index] = dev
 			d.opts.Log.Debug("device is served", "device", dev.name)
@@ -112,7 +112,7 @@ func (d *Dataplane) attachDevices(devices []device) {
 			continue
 		}
 		if err := d.detachDevice(index); err != nil {
-			d.opts.Log.Warn("pin of a device that is gone stays", "device", dev.name, "err", err)
+			d.opts.Log.Warn("pin of a device that is gone stays", "device", dev.name, "error", err)
 		}
 		delete(d.attached, index)
 	}

@@ -84,9 +84,11 @@ func (d *Dataplane) drainAll(ctx context.Context, tracker Tracker) error {
 	if err := d.openClusterIPs(); err != nil {
 		return fmt.Errorf("let unknown ports pass: %w", err)
 	}
+	d.reserve(tracker) // what has begun since track looked
 	if err := d.Sync(ctx, dataplane.Delta{Full: true}); err != nil {
 		return fmt.Errorf("remove Services: %w", err)
 	}
+	d.reserve(tracker)                // and since then: another proxy takes any port
 	n, err := d.killer.killStale(ctx) // after it nobody is under way who has seen a Service
 	d.tellKilled("connected through what is gone", n, err)
 	d.track(tracker)

@@ -75,7 +75,7 @@ func (d *Dataplane) janitor(ctx context.Context) error {
 			d.sweepOrTell()
 		case <-recount.C:
 			if err := d.Recount(); err != nil {
-				d.opts.Log.Warn("connections were not counted anew", "err", err)
+				d.opts.Log.Warn("connections were not counted anew", "error", err)
 			}
 		case <-reclaim.C:
 			d.reclaim(ctx)
@@ -164,7 +164,7 @@ func grace(ctx context.Context, m *maps) {
 
 func (d *Dataplane) sweepOrTell() {
 	if err := d.Sweep(); err != nil {
-		d.opts.Log.Warn("idle connections, and those to what is gone, were not removed", "err", err)
+		d.opts.Log.Warn("idle connections, and those to what is gone, were not removed", "error", err)
 	}
 }
 

@@ -122,7 +122,7 @@ func (c *copier) copyConn(key lbTuple, old lbConn, forward, serves bool) {
 	if table.Update(key, old, ebpf.UpdateAny) != nil || !forward {
 		return
 	}
-	if isOpen(ours) && (!same || !isOpen(old)) {
+	if isOpen(ours) && (!same || !isOpen(old)) && ours.Backend < c.d.backendIDs.next { // the kernel says whose it is
 		atomic.AddUint64(&c.d.maps.stats[ours.Backend].Closed, 1)
 	}
 	if !same && isOpen(old) {

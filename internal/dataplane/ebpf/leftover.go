@@ -106,7 +106,7 @@ func (d *Dataplane) endLeftovers(ctx context.Context) error {
 func (d *Dataplane) tellKilled(what string, n int, err error) {
 	switch {
 	case err != nil:
-		d.opts.Log.Warn("sockets were not all closed", "sockets", what, "closed", n, "err", err)
+		d.opts.Log.Warn("sockets were not all closed", "sockets", what, "closed", n, "error", err)
 	case n > 0:
 		d.opts.Log.Debug("sockets were closed", "sockets", what, "closed", n)
 	}

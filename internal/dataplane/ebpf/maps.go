@@ -132,10 +132,10 @@ type maps struct {
 
 	symptomsLost []uint64 // one element
 
-	grace  gracePeriod
-	mapped [][]byte
-	writes atomic.Uint64  // changes of pinned state, by system call or store
-	before func(n uint64) // if set, called before write n; tests stop there
+	grace   gracePeriod
+	windows [owners][]*window
+	writes  atomic.Uint64  // changes of pinned state, by system call or store
+	before  func(n uint64) // if set, called before write n; tests stop there
 }
 
 // wrote counts a change that is about to be made.
@@ -287,39 +287,39 @@ func adoptMaps(dir string, specs map[string]*ebpf.MapSpec, readOnly bool) (_ *ma
 
 // mapAll maps the arrays into memory.
 func (m *maps) mapAll(readOnly bool) (err error) {
-	if m.services, err = mapArray[lbService](m, lbMapServices, readOnly); err != nil {
+	if m.services, err = mapArray[lbService](m, lbMapServices, ofService, readOnly); err != nil {
 		return err
 	}
-	if m.states, err = mapArray[lbServiceState](m, lbMapServiceStates, readOnly); err != nil {
+	if m.states, err = mapArray[lbServiceState](m, lbMapServiceStates, ofService, readOnly); err != nil {
 		return err
 	}
-	if m.slots, err = mapArray[lbSlot](m, lbMapSlots, readOnly); err != nil {
+	if m.slots, err = mapArray[lbSlot](m, lbMapSlots, ofSlot, readOnly); err != nil {
 		return err
 	}
-	if m.backends, err = mapArray[lbBackend](m, lbMapBackends, readOnly); err != nil {
+	if m.backends, err = mapArray[lbBackend](m, lbMapBackends, ofBackend, readOnly); err != nil {
 		return err
 	}
-	if m.stats, err = mapArray[lbBackendStats](m, lbMapBackendStats, readOnly); err != nil {
+	if m.stats, err = mapArray[lbBackendStats](m, lbMapBackendStats, ofBackend, readOnly); err != nil {
 		return err
 	}
-	if m.suspects, err = mapArray[lbSuspect](m, lbMapSuspects, readOnly); err != nil {
+	if m.suspects, err = mapArray[lbSuspect](m, lbMapSuspects, ofBackend, readOnly); err != nil {
 		return err
 	}
-	if m.symptomsLost, err = mapArray[uint64](m, lbMapSymptomsLost, readOnly); err != nil {
+	if m.symptomsLost, err = mapArray[uint64](m, lbMapSymptomsLost, ofNode, readOnly); err != nil {
 		return err
 	}
-	if m.weights, err = mapArray[uint64](m, mapBackendWeights, readOnly); err != nil {
+	if m.weights, err = mapArray[uint64](m, mapBackendWeights, ofBackend, readOnly); err != nil {
 		return err
 	}
-	if m.recounts, err = mapArray[uint64](m, lbMapRecounts, readOnly); err != nil {
+	if m.recounts, err = mapArray[uint64](m, lbMapRecounts, ofBackend, readOnly); err != nil {
 		return err
 	}
-	m.settings, err = mapArray[lbSettings](m, lbMapSettings, readOnly)
+	m.settings, err = mapArray[lbSettings](m, lbMapSettings, ofNode, readOnly)
 	return err
 }
 
 // mapArray maps one array map as a slice of its values.
-func mapArray[T any](m *maps, name string, readOnly bool) ([]T, error) {
+func mapArray[T any](m *maps, name string, o owner, readOnly bool) ([]T, error) {
 	bm := m.byName[name]
 	n := int(bm.MaxEntries())
 	size := n * int(unsafe.Sizeof(*new(T)))
@@ -331,16 +331,18 @@ func mapArray[T any](m *maps, name string, readOnly bool) ([]T, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map %s into memory: %w", name, err)
 	}
-	m.mapped = append(m.mapped, mem)
+	m.windows[o] = append(m.windows[o], &window{fd: bm.FD(), mem: mem, element: int(unsafe.Sizeof(*new(T))), mapped: size})
 	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(mem))), n), nil
 }
 
 // close releases the maps and views; pins stay.
 func (m *maps) close() {
-	for _, mem := range m.mapped {
-		_ = unix.Munmap(mem) // cannot fail for what Mmap returned
+	for o, list := range m.windows {
+		for _, w := range list {
+			_ = unix.Munmap(w.mem) // cannot fail for what Mmap returned
+		}
+		m.windows[o] = nil
 	}
-	m.mapped = nil
 	m.grace.close()
 	for _, bm := range m.byName {
 		bm.Close()

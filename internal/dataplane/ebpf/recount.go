@@ -32,8 +32,8 @@ type counters struct{ opened, closed uint64 }
 // without having told anybody.
 func (d *Dataplane) Recount() error {
 	ids := d.backendsInUse()
-	for i := range d.maps.recounts {
-		d.maps.recounts[i] = 0
+	for _, id := range ids {
+		d.maps.recounts[id] = 0
 	}
 	before := d.counts(ids)
 	if err := d.recountSockets(); err != nil {

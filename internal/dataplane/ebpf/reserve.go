@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 
@@ -16,21 +17,37 @@ import (
 // in the future, so that no sweep finds them idle.
 const reservedLast = math.MaxInt64
 
-// Reserve keeps masquerading away from the ports that netfilter has given to other
-// connections, as they leave: from Client to Backend. Another proxy gives any port, also
-// those that lbproxy masquerades with, and who answers to one of them must not be led to
-// a client of lbproxy's. What was reserved before and is not among flows is free again.
+// reservedPart is the part of the table that reservations may take: one of so many.
+const reservedPart = 4
+
+// Reserve keeps new connections apart from others that netfilter translates, given as they
+// leave: from Client to Backend. A backend could not tell two connections from one port
+// apart, and neither could who gets its answers: masked ones have a port that masquerading
+// must not take, as another proxy takes any; plain ones have their client's own, so that
+// another connection of that port to the same backend needs another one. What was reserved
+// before and is not given any more is free again. Of very many, some are not reserved.
 //
-// A reserved port is an entry of conns for what the backend sends there, which replaces
-// addresses by themselves: the packet goes on to netfilter, and the port is taken.
-func (d *Dataplane) Reserve(flows []dataplane.Flow) error {
-	want := make(map[lbTuple]bool, len(flows))
-	for _, fl := range flows {
-		want[lbTuple{
-			Saddr: addrOf(fl.Backend.Addr()), Sport: swap16(fl.Backend.Port()),
-			Daddr: addrOf(fl.Client.Addr()), Dport: swap16(fl.Client.Port()),
-			Proto: uint8(fl.Proto), Hook: uint8(lbHookHOOK_INGRESS),
-		}] = true
+// A reservation is an entry of conns for the backend's answers, which replaces addresses by
+// themselves: a packet goes on to netfilter, and the port is taken.
+func (d *Dataplane) Reserve(masked, plain []dataplane.Flow) error {
+	want := make(map[lbTuple]bool, len(masked)+2*len(plain))
+	for _, fl := range masked {
+		want[answerKey(fl, lbHookHOOK_INGRESS)] = true
+	}
+	for _, fl := range plain {
+		want[answerKey(fl, lbHookHOOK_EGRESS)] = true
+		if d.isNodeAddr(fl.Client.Addr()) { // it is answered as a masked one is
+			want[answerKey(fl, lbHookHOOK_INGRESS)] = true
+		}
+	}
+	most := int(d.maps.byName[lbMapConns].MaxEntries() / reservedPart)
+	var full error
+	for t := range want {
+		if len(want) <= most {
+			break
+		}
+		delete(want, t)
+		full = fmt.Errorf("only %d connections of another proxy are kept apart: %w", most, dataplane.ErrFull)
 	}
 	var free []lbTuple
 	err := d.eachConn(func(t *lbTuple, c *lbConn) {
@@ -53,10 +70,28 @@ func (d *Dataplane) Reserve(flows []dataplane.Flow) error {
 	for t := range want {
 		d.maps.wrote()
 		c := lbConn{Addr: t.Daddr, Port: t.Dport, OtherPort: t.Sport, Last: reservedLast}
+		if t.Hook == uint8(lbHookHOOK_EGRESS) {
+			c = lbConn{Addr: t.Saddr, Port: t.Sport, OtherPort: t.Dport, Last: reservedLast}
+		}
 		err := table.Update(t, c, ebpf.UpdateNoExist)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 			return fmt.Errorf("reserve ports: %w", err)
 		}
 	}
-	return nil
+	return full
+}
+
+// answerKey is the key of what the backend of a flow answers, at one side of routing.
+func answerKey(fl dataplane.Flow, hook lbHook) lbTuple {
+	return lbTuple{
+		Saddr: addrOf(fl.Backend.Addr()), Sport: swap16(fl.Backend.Port()),
+		Daddr: addrOf(fl.Client.Addr()), Dport: swap16(fl.Client.Port()),
+		Proto: uint8(fl.Proto), Hook: uint8(hook),
+	}
+}
+
+// isNodeAddr tells whether a is an address of this node.
+func (d *Dataplane) isNodeAddr(a netip.Addr) bool {
+	var one uint32
+	return d.maps.byName[lbMapNodeAddrs].Lookup(addrOf(a), &one) == nil
 }

@@ -35,6 +35,19 @@ func (d *Dataplane) restore() error {
 	d.restoreRegions()
 	d.restoreBackends(byID)
 	d.begin()
+	return d.fit()
+}
+
+// fit keeps of the arrays in memory what is in use, and lets more follow when it is needed.
+func (d *Dataplane) fit() error {
+	for o, next := range [...]uint32{ofService: d.serviceIDs.next, ofBackend: d.backendIDs.next, ofSlot: d.regions.next} {
+		if err := d.maps.shrink(owner(o), next); err != nil {
+			return err
+		}
+	}
+	d.serviceIDs.grow = func(next uint32) error { return d.maps.grow(ofService, next) }
+	d.backendIDs.grow = func(next uint32) error { return d.maps.grow(ofBackend, next) }
+	d.regions.grow = func(next uint32) error { return d.maps.grow(ofSlot, next) }
 	return nil
 }
 

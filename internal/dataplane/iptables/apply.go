@@ -44,6 +44,16 @@ func constantSets(f lb.Family) []setSpec {
 	return specs
 }
 
+// createConstantSets makes those of a family that are not there.
+func (d *Dataplane) createConstantSets(f lb.Family) error {
+	for _, s := range constantSets(f) {
+		if err := d.sets.create(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // takeNode takes over what the Node says now, and which addresses count, and notes whether Services of the family
 // have to be rendered anew.
 func (d *Dataplane) takeNode(fam *family) {
@@ -112,17 +122,20 @@ func (d *Dataplane) withOthers(f lb.Family, list []step) []step {
 func (d *Dataplane) repair(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for _, f := range families {
+		if fam := d.families[f]; fam != nil {
+			fam.chains = nil
+			if err := d.hasten(ctx, fam); err != nil {
+				d.opts.Log.Debug("nothing can be made before everything is", "family", f, "error", err)
+			}
+		}
+	}
 	var fails dataplane.SyncError
 	for _, f := range families {
 		fam := d.families[f]
 		if fam == nil {
 			continue
 		}
-		// If no more than the jumps are gone, that is all that is needed at once.
-		if _, err := fam.runner.ensureJumps(ctx); err != nil {
-			d.opts.Log.Debug("jumps cannot be made before the chains", "family", f, "error", err)
-		}
-		fam.chains = nil
 		steps := d.again(f)
 		for i := range steps {
 			steps[i].suspect = true
@@ -133,6 +146,13 @@ func (d *Dataplane) repair(ctx context.Context) error {
 		fails.Other = d.sweep(ctx)
 	}
 	return fails.OrNil()
+}
+
+// hasten makes what serves at once: the jumps, in case no more than they are gone, or a
+// few rules.
+func (d *Dataplane) hasten(ctx context.Context, fam *family) error {
+	_, err := fam.runner.ensureJumps(ctx) // not without the chains
+	return errors.Join(err, d.reach(ctx, fam))
 }
 
 // reshare gives pools other shares.

@@ -40,11 +40,12 @@ func (v *View) Explain(from netip.Addr, to lb.FrontendKey) (dataplane.Explanatio
 	}
 	at := fam.nat.walk(servicesChain, p)
 	e.Masquerade = p.mark != 0
+	caller := whereFrom(from, in)
 	if at.target == "DNAT" && fe != nil {
-		v.forward(&e, fe.service, fam, p, at)
-		return e, nil
+		e.Steps = append(e.Steps, caller)
+		return e, v.forward(&e, fe.service, fam, p, at)
 	}
-	e.Steps = at.steps
+	e.Steps = append([]string{caller}, at.steps...)
 	e.Masquerade = false
 	refused := fam.filter.walk(filterChain, p)
 	e.Steps = append(e.Steps, refused.steps...)
@@ -69,24 +70,33 @@ func (v *View) deviceOf(from netip.Addr) (string, error) {
 	return link.Attrs().Name, nil
 }
 
+// whereFrom says which way packets from an address come: that is what rules go by.
+func whereFrom(from netip.Addr, device string) string {
+	if device == "" {
+		return fmt.Sprintf("%s is this node, or has no way to it: its packets begin in OUTPUT", from)
+	}
+	return fmt.Sprintf("packets of %s come by %s, to PREROUTING", from, device)
+}
+
 // forward explains a connection that gets a backend.
-func (v *View) forward(e *dataplane.Explanation, svc *serviceView, fam *familyView, p *packet, at verdict) {
-	scope, known := lb.ScopeCluster, false
-	for i, step := range at.steps {
-		if strings.Contains(step, "--comment") {
-			e.Steps, known = append(e.Steps, at.steps[:i+1]...), true
-			e.Steps = append(e.Steps, certain(at.steps[i+1:])...)
-		}
-		if _, chain, ok := strings.Cut(step, "-g "); ok && !known {
-			if sc, isPool := poolScope(chain); isPool {
-				scope = sc
-			}
+func (v *View) forward(e *dataplane.Explanation, svc *serviceView, fam *familyView, p *packet, at verdict) error {
+	scope := lb.ScopeCluster
+	for i, step := range at.steps { // one of them leads to the pool
+		_, chain, _ := strings.Cut(step, "-g ")
+		if sc, isPool := poolScope(chain); isPool {
+			scope = sc
+			e.Steps = append(append(e.Steps, at.steps[:i+1]...), certain(at.steps[i+1:])...)
 		}
 	}
 	pool := [...]string{"cluster", "local"}[scope]
 	e.Decision = "forward"
 	only, kept := v.candidate(svc, fam, p, at)
-	for _, be := range v.backends(svc, scope, nil) {
+	loads, err := v.loads()
+	if err != nil {
+		return err
+	}
+	live := loads[svc.name]
+	for _, be := range v.backends(svc, scope, live) {
 		if (be.Pools == "both" || be.Pools == pool) && (!only.IsValid() || be.Address == only.String()) {
 			e.Candidates = append(e.Candidates, be)
 		}
@@ -108,6 +118,13 @@ func (v *View) forward(e *dataplane.Explanation, svc *serviceView, fam *familyVi
 		reason = fmt.Sprintf("one of %d backends by %s, as shares of what is known of their loads", n, svc.algorithm)
 	}
 	e.Reason = reason + ", in the " + pool + " pool"
+	e.Steps = append(e.Steps, fmt.Sprintf("%s pool: %d backends, algorithm %s", pool, n, svc.algorithm))
+	if e.Masquerade {
+		e.Steps = append(e.Steps, fmt.Sprintf("mark %#x: POSTROUTING masquerades, the backend sees this node's address, not %s", p.mark, p.src.Addr()))
+	} else {
+		e.Steps = append(e.Steps, fmt.Sprintf("no mark: the backend sees %s, unless it is the backend itself", p.src.Addr()))
+	}
+	return nil
 }
 
 // certain returns the steps before the first that chance decided about.

@@ -142,26 +142,32 @@ func (r *runner) translates(ctx context.Context) (found bool, err error) {
 	return found, err
 }
 
-// Masqueraded returns the TCP and SCTP connections that netfilter sends elsewhere with
-// another source, as they leave: with the source that the backend sees.
-func Masqueraded() (leave []dataplane.Flow, err error) {
+// Leaving returns the TCP and SCTP connections that netfilter sends elsewhere, on whoever's
+// behalf, as they leave: with the source that the backend sees. masked are those with
+// another source than the client's own.
+func Leaving() (masked, plain []dataplane.Flow, err error) {
 	c, err := openConntrack()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer c.close()
 	for _, f := range families {
 		for _, proto := range []lb.Proto{lb.TCP, lb.SCTP} {
-			err := c.dump(query{family: f, proto: proto, status: statusSNAT | statusDNAT}, func(e *entry) error {
-				if !e.ended() {
-					leave = append(leave, dataplane.Flow{Proto: e.proto, Client: e.source, Backend: e.backend})
+			err := c.dump(query{family: f, proto: proto, status: statusDNAT}, func(e *entry) error {
+				leaves := dataplane.Flow{Proto: e.proto, Client: e.source, Backend: e.backend}
+				switch {
+				case e.ended():
+				case e.masked:
+					masked = append(masked, leaves)
+				default:
+					plain = append(plain, leaves)
 				}
 				return nil
 			})
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 	}
-	return leave, nil
+	return masked, plain, nil
 }

@@ -170,11 +170,10 @@ func (r *renderer) entry(k entryKey) {
 	r.out.chains = append(r.out.chains, c)
 }
 
-// pool renders the chains of a pool. The first rule says whose it is.
+// pool renders the chains of a pool. The last rule says whose it is: few packets meet it.
 func (r *renderer) pool(sc lb.Scope, first []string) {
 	p := r.svc.Pool(sc)
-	head := chain{name: r.poolName(sc), rules: []string{fmt.Sprintf("-m comment --comment %q", r.id+" "+r.svc.Balance.Algorithm)}}
-	head.rules = append(head.rules, first...)
+	head := chain{name: r.poolName(sc), rules: slices.Clone(first)}
 	to := func(i int) string { return r.dnat(p.Backends[i].Addr) }
 	if r.svc.Terms.Affinity > 0 && !r.isEmpty(sc) {
 		to = func(i int) string { return "-g " + r.stickyName(p.Backends[i].Addr) }
@@ -196,6 +195,12 @@ func (r *renderer) pool(sc lb.Scope, first []string) {
 	if len(chains) > 0 {
 		head.rules = append(head.rules, chains[0].rules...)
 		chains = chains[1:]
+	}
+	whose := fmt.Sprintf("-m comment --comment %q", r.id+" "+r.svc.Balance.Algorithm)
+	if n := len(head.rules); n > 0 {
+		head.rules[n-1] = whose + " " + head.rules[n-1]
+	} else {
+		head.rules = []string{whose}
 	}
 	r.out.chains = append(append(r.out.chains, head), chains...)
 }

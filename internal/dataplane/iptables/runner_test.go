@@ -39,7 +39,7 @@ func TestRenderManyChains(t *testing.T) {
 		chains int
 		list   bool
 		want   bool
-	}{{manyChains - 1, true, false}, {manyChains, true, true}, {manyChains, false, false}} {
+	}{{listedChains - 1, true, false}, {listedChains, true, true}, {listedChains, false, false}} {
 		c := change{natTable: {put: make([]chain, row.chains)}}
 		for i := range row.chains {
 			c[natTable].put[i].name = fmt.Sprintf("LBP-%d", i)

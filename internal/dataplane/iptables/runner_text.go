@@ -57,9 +57,10 @@ func validName(name string) error {
 	return nil
 }
 
-// manyChains is how many chains a table's change has at least for which it is worth to
-// list the table first.
-const manyChains = 500
+// listedChains is how many chains a table's change has at least for which it is worth to
+// list the table first. With less, what is looked for is quickly found, and the chains that
+// the table has besides need not be read.
+const listedChains = 4000
 
 // render writes c as iptables-restore reads it. list says whether tables with many
 // changes are listed first: iptables-nft-restore (1.8.9) looks for each chain that it is
@@ -71,7 +72,7 @@ func (c change) render(w io.Writer, list bool) error {
 		if b == nil || len(b.put)+len(b.del) == 0 {
 			continue
 		}
-		if err := b.render(w, t, list && len(b.put)+len(b.del) >= manyChains); err != nil {
+		if err := b.render(w, t, list && len(b.put)+len(b.del) >= listedChains); err != nil {
 			return err
 		}
 	}

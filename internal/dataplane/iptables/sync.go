@@ -248,10 +248,8 @@ func (d *Dataplane) adopt(ctx context.Context, fam *family) error {
 	if fam.chains != nil {
 		return nil
 	}
-	for _, s := range constantSets(fam.roots.family) {
-		if err := d.sets.create(s); err != nil {
-			return err
-		}
+	if err := d.createConstantSets(fam.roots.family); err != nil {
+		return err
 	}
 	have := map[table]map[string]sum{natTable: {}, filterTable: {}}
 	for t := range have {

@@ -147,7 +147,7 @@ func (v *View) find(f lb.Family, fam *familyView) {
 		if !isPool || len(rules) == 0 {
 			continue
 		}
-		if svc := v.serviceOf(rules[0]); svc != nil {
+		if svc := v.serviceOf(rules); svc != nil {
 			svc.pools[scope] = name
 		}
 	}
@@ -170,11 +170,15 @@ func poolScope(name string) (lb.Scope, bool) {
 	return 0, false
 }
 
-// serviceOf returns the Service that the first rule of a pool's chain names.
-func (v *View) serviceOf(r rule) *serviceView {
-	text, ok := remarkOf(r)
-	if !ok {
-		return nil
+// serviceOf returns the Service that a rule of a pool's chain names: the last one, or,
+// as an earlier version had it, the first.
+func (v *View) serviceOf(rules []rule) *serviceView {
+	text := ""
+	for _, r := range slices.Backward(rules) {
+		var ok bool
+		if text, ok = remarkOf(r); ok {
+			break
+		}
 	}
 	id, algorithm, _ := strings.Cut(text, " ")
 	name, err := lb.ParseServiceName(id)
@@ -251,7 +255,7 @@ func narrowed(r rule, at lb.FrontendKey) (to lb.FrontendKey, ranged bool) {
 func (v *View) entryOf(fam *familyView, name string) *serviceView {
 	rules := fam.nat.chains[name]
 	if _, isPool := poolScope(name); isPool && len(rules) > 0 {
-		return v.serviceOf(rules[0])
+		return v.serviceOf(rules)
 	}
 	for _, r := range rules {
 		if _, isPool := poolScope(r.chain); isPool {

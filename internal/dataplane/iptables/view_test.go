@@ -183,6 +183,11 @@ func TestExplainIsWhatHappens(t *testing.T) {
 			if (e.Decision == "forward" || e.Decision == "drop" || e.Decision == "reject") && len(e.Steps) == 0 {
 				t.Error("no steps")
 			}
+			if steps := strings.Join(e.Steps, "\n"); tc.decision == "forward" &&
+				(!strings.Contains(steps, " pool: ") || strings.Contains(steps, "not "+from.String()) != tc.masquerade ||
+					strings.Contains(steps, "begin in OUTPUT") != (tc.from == lab.Node)) {
+				t.Errorf("the steps lack the caller, the pool, or whom the backend sees:\n%s", steps)
+			}
 			r.happens(t, e, tc.from, to)
 		})
 	}

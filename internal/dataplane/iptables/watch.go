@@ -15,7 +15,9 @@ import (
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
-// Looks are at least lookPeriod apart, and take at most one part in lookShare of the time.
+// Looks are at least lookPeriod apart, and take at most one part in lookShare of one
+// processor's time. The processor's, as on a busy machine a look takes long, and the next
+// one must not wait for that. A table that has lost half of its rules is looked at at once.
 const (
 	lookPeriod = 250 * time.Millisecond
 	lookShare  = 20
@@ -26,7 +28,8 @@ const (
 // by lbproxy's own changes it looks at the jumps and the constant chains. Its methods may be
 // called from any goroutine, check on a thread in the network namespace.
 type watcher struct {
-	now func() time.Time
+	now   func() time.Time
+	spent func() time.Duration // time of the processor, of the calling thread and of programs that it ran
 
 	mu       sync.Mutex
 	families []*watched
@@ -49,9 +52,20 @@ type state struct {
 	tables              [2]tableInfo
 }
 
+// lost tells whether a table has less than half of the rules that it had. Nftables does
+// not say how many there are.
+func (s *state) lost(before state) bool {
+	for i := range s.tables {
+		if 2*s.tables[i].entries < before.tables[i].entries {
+			return true
+		}
+	}
+	return false
+}
+
 // newWatcher watches the tables of runners in the network namespace of the calling thread.
 func newWatcher(rs []*runner) (_ *watcher, err error) {
-	w := &watcher{now: time.Now}
+	w := &watcher{now: time.Now, spent: processorTime}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
@@ -133,7 +147,7 @@ func (w *watcher) check(ctx context.Context) (damaged bool, why string, err erro
 	var whys []string
 	var errs []error
 	for _, f := range w.families {
-		found, err := f.check(ctx, commits, w.now)
+		found, err := f.check(ctx, commits, w)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("watch the tables of %s: %w", f.family, err))
 		}
@@ -145,7 +159,7 @@ func (w *watcher) check(ctx context.Context) (damaged bool, why string, err erro
 }
 
 // check is watcher.check of one family. No change of ours is being made meanwhile.
-func (f *watched) check(ctx context.Context, commits uint32, now func() time.Time) (found []string, err error) {
+func (f *watched) check(ctx context.Context, commits uint32, w *watcher) (found []string, err error) {
 	st, err := f.read(commits)
 	if err != nil {
 		return nil, err
@@ -153,14 +167,16 @@ func (f *watched) check(ctx context.Context, commits uint32, now func() time.Tim
 	if !f.known || f.seen.tables != st.tables || f.seen.generation-f.seen.commits != st.generation-st.commits {
 		f.pending = true
 	}
+	if f.known && st.lost(f.seen) {
+		f.next = time.Time{}
+	}
 	f.seen, f.known = st, true
-	start := now()
-	if !f.pending || start.Before(f.next) {
+	if !f.pending || w.now().Before(f.next) {
 		return nil, nil
 	}
+	before := w.spent()
 	found, err = f.look(ctx)
-	end := now()
-	f.next = end.Add(max(lookPeriod, lookShare*end.Sub(start)))
+	f.next = w.now().Add(max(lookPeriod, lookShare*(w.spent()-before)))
 	f.pending = err != nil || len(found) > 0
 	return found, err
 }

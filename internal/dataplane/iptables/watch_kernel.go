@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 	"unsafe"
 
 	"github.com/vishvananda/netlink/nl"
@@ -84,6 +85,18 @@ func (n *nft) rules(f lb.Family, t table, name string, each func([]byte)) error 
 // leadsTo tells whether an encoded rule names a chain; names end with a zero byte.
 func leadsTo(rule []byte, chain string) bool {
 	return bytes.Contains(rule, append([]byte(chain), 0))
+}
+
+// processorTime returns the time that processors spent on the calling thread, and on
+// programs that this process ran and that have ended.
+func processorTime() (spent time.Duration) {
+	for _, who := range []int{unix.RUSAGE_THREAD, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err == nil { // it never fails
+			spent += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+		}
+	}
+	return spent
 }
 
 // tableInfo is what the kernel's part of the legacy backend says of a table: struct

@@ -289,3 +289,37 @@ func TestCheck(t *testing.T) {
 		t.Errorf("nothing installed: got %+v", f)
 	}
 }
+
+// TestBusyMachine: a look that took long because the machine is busy puts the next one off
+// no longer than one that was quick; one that cost much does, unless half of a table is gone.
+func TestBusyMachine(t *testing.T) {
+	eachRunner(t, func(t *testing.T, r *runner) {
+		w := newWatchRig(t, r)
+		mustRestore(t, r, change{natTable: {put: []chain{{"LBP-A", slices.Repeat([]string{"-j RETURN"}, 100)}}}})
+		w.wrote(r.family)
+		w.check("")
+		spent := time.Duration(0)
+		w.spent = func() time.Duration { return spent }
+		w.now = func() time.Time { w.clock = w.clock.Add(5 * time.Second); return w.clock }
+		change := func() { do(t, r.program, "-w", "-t", "nat", "-A", "INPUT", "-j", "ACCEPT") }
+		change()
+		w.check("")
+		w.now = func() time.Time { return w.clock }
+		do(t, r.program, "-w", "-t", "nat", "-F", servicesChain)
+		w.check(servicesChain)
+
+		mustRestore(t, r, skeleton())
+		w.wrote(r.family)
+		w.spent = func() time.Duration { spent += time.Second; return spent }
+		w.clock = w.clock.Add(time.Minute)
+		change()
+		w.check("")
+		do(t, r.program, "-w", "-t", "nat", "-F", servicesChain)
+		w.check("") // not yet
+		do(t, r.program, "-w", "-t", "nat", "-F")
+		if r.kind == nftBackend {
+			w.clock = w.clock.Add(lookShare * time.Second)
+		}
+		w.check(servicesChain)
+	})
+}

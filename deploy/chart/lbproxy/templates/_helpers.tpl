@@ -19,7 +19,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- /* The configuration file: what values say, and what they decide elsewhere. */}}
 {{- define "lbproxy.config" -}}
-{{- $own := dict "bpffs" .Values.paths.bpffs "stateDir" .Values.paths.state -}}
+{{- $own := dict "apiVersion" "lbproxy.io/v1alpha1" "kind" "ProxyConfiguration" "bpffs" .Values.paths.bpffs "stateDir" .Values.paths.state -}}
 {{- if .Values.scripts.hostPath }}{{- $_ := set $own "healthScriptDir" .Values.scripts.hostPath }}{{- end -}}
 {{- range $field, $_ := $own }}
 {{- if hasKey $.Values.config $field }}{{- fail (printf "config.%s: say it with paths or scripts, which mount it too" $field) }}{{- end }}
