@@ -85,6 +85,9 @@ func (c *Cluster) Apply(ctx context.Context, path string) ([]*unstructured.Unstr
 		} else if err != nil {
 			return nil, fmt.Errorf("apply %s: document %d: %w", path, len(objs), err)
 		}
+		if len(obj.Object) == 0 { // comments only
+			continue
+		}
 		gvk := obj.GroupVersionKind()
 		m, err := mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
 		if err != nil {

@@ -95,7 +95,7 @@ func build(osv, out string) error {
 		all = append(all, m)
 	}
 	slices.SortFunc(all, func(a, b *module) int { return strings.Compare(a.Path, b.Path) })
-	fmt.Printf("%d vulnerabilities of %d modules, the latest of %s\n", len(vulns), len(all), latest.Format(time.DateOnly))
+	fmt.Printf("%d vulnerabilities of %d modules\n", len(vulns), len(all))
 	return errors.Join(
 		write(out, "db", map[string]time.Time{"modified": latest}),
 		write(out, "vulns", vulns),

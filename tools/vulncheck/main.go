@@ -40,9 +40,7 @@ func main() {
 
 // message is one of govulncheck's, as far as it matters here.
 type message struct {
-	Config *struct {
-		DBLastModified string `json:"db_last_modified"`
-	} `json:"config"`
+	Config  *struct{} `json:"config"`
 	Finding *struct {
 		OSV          string `json:"osv"`
 		FixedVersion string `json:"fixed_version"`
@@ -64,7 +62,6 @@ func judge(r io.Reader, w io.Writer) error {
 		}
 		if m.Config != nil {
 			scanned = true
-			fmt.Fprintf(w, "vulnerabilities known at %s\n", m.Config.DBLastModified)
 		}
 		f := m.Finding
 		if f == nil || len(f.Trace) == 0 || f.Trace[0].Function == "" { // that is in the program, and not only required

@@ -87,7 +87,7 @@ func fuzzSeeds() [][]byte {
 	var seeds [][]byte
 	for _, family := range []lb.Family{lb.IPv4, lb.IPv6} {
 		for _, proto := range []lb.Proto{lb.TCP, lb.UDP} {
-			frame := packetCase{family: family, proto: proto}.frame(0, tcpSYN)
+			frame := packetCase{family: family, proto: proto}.frame(0, 0x02) // SYN
 			if family == lb.IPv6 {
 				vip := netip.MustParseAddr(fuzzVIP6).As16()
 				copy(frame[14+24:], vip[:])
