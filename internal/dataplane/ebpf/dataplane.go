@@ -123,7 +123,7 @@ func Open(opts Options) (*Dataplane, error) {
 		return nil, err
 	}
 	if lacks := lacksForPods(); lacks != "" {
-		opts.Log.Warn(lacks)
+		opts.Log.Warn("the process lacks privileges", "consequence", lacks)
 	}
 	d, err := openState(opts)
 	if err != nil {

@@ -58,7 +58,7 @@ func (d *Dataplane) replaceLayout(dir string) error {
 	if _, err := cleanupLayout(dir); err != nil {
 		return err
 	}
-	d.opts.Log.Info("removed another layout of lbproxy's tables", "dir", dir, "entries taken over", c.copied)
+	d.opts.Log.Info("removed another layout of lbproxy's tables", "dir", dir, "entries-taken-over", c.copied)
 	if err == nil {
 		_ = c.copyAll(old, false) // what came last is little, and nothing else can be done
 	}
