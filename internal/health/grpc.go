@@ -21,7 +21,7 @@ import (
 const (
 	grpcMessageBytes = 4 << 10
 	grpcBufferBytes  = 4 << 10
-	grpcBytes        = 32 << 10 // in all: frames that are no answer are read, too
+	grpcBytes        = 16 << 10 // in all: frames that are no answer are read, too
 )
 
 // errFlood is the error of a backend that sends more than a probe reads.

@@ -66,7 +66,11 @@ func newBenchRig(b *testing.B) *benchRig {
 			b.Error(err)
 		}
 	})
-	r.d.maps.backends[len(r.d.maps.backends)-1] = lbBackend{State: uint8(lbBackendStateBACKEND_ACTIVE), Gen: 1}
+	all := uint32(len(r.d.maps.backends))
+	if err := r.d.maps.grow(ofBackend, all); err != nil { // the last one is in use from now on
+		b.Fatal(err)
+	}
+	r.d.maps.backends[all-1] = lbBackend{State: uint8(lbBackendStateBACKEND_ACTIVE), Gen: 1}
 	return r
 }
 
