@@ -87,7 +87,9 @@ func testUsedAccess(t *testing.T, s *stage, rules string) {
 			}
 		}
 		for a := range granted {
-			if asked[a] == 0 {
+			// A server that streams lists is not asked for one; older ones are.
+			streamed := a.Verb == "list" && asked[Access{a.Group, a.Resource, "watch"}] > 0
+			if asked[a] == 0 && !streamed {
 				return fmt.Errorf("%s: granted, but never asked for", a)
 			}
 		}
