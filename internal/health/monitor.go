@@ -4,12 +4,10 @@ package health
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -303,11 +301,9 @@ func (m *Monitor) settleOne(e ending, served map[question]lb.Outcomes, now time.
 			continue // it tells of the time before the symptom
 		}
 		one := ev
-		if o, ok := served[question{b.watch.name, b.addr}]; ev.unreached && ok {
-			one.traffic = b.look(o, now)
-			if o.NoRefusals && errors.Is(e.result.Err, syscall.ECONNREFUSED) {
-				one.traffic = trafficUnseen
-			}
+		if ev.unreached {
+			o, ok := served[question{b.watch.name, b.addr}]
+			one.traffic = b.fares(o, ok, e.result.Err, now)
 		}
 		m.tell(b, one, now)
 	}
