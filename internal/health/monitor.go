@@ -202,11 +202,13 @@ func (m *Monitor) start(now time.Time) (next time.Time, ok bool) {
 	due, targets := m.due[:0], m.targets[:0]
 	m.locked(func() {
 		for t := m.schedule.pop(now); t != nil; t = m.schedule.pop(now) {
+			t.busy = true // what a tick changes does not put it back into the queue
 			if !m.wantsProbe(t, now) {
+				t.busy = false
 				m.schedule.plan(t)
 				continue
 			}
-			t.busy, t.began = true, now
+			t.began = now
 			if t.done == nil {
 				t.done = func(r Result) { m.end(t, r) }
 			}
