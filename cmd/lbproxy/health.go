@@ -113,9 +113,12 @@ func (s *served) of(name lb.ServiceName, backend netip.AddrPort) (o lb.Outcomes,
 			return lb.Outcomes{}, false
 		}
 		for _, b := range stats.Backends {
-			if b.Counted {
-				s.counts[servedKey{b.Service, b.Backend}] = lb.Outcomes{Answered: b.Answered, Failed: b.Failed, At: now}
+			if !b.Counted {
+				continue
 			}
+			key := servedKey{b.Service, b.Backend}
+			had := s.counts[key] // of one that left, or of a removed Service of the same name
+			s.counts[key] = lb.Outcomes{Answered: had.Answered + b.Answered, Failed: had.Failed + b.Failed, At: now}
 		}
 	}
 	o, ok = s.counts[servedKey{name, backend}]

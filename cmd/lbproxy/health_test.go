@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -169,4 +170,22 @@ func TestServed(t *testing.T) {
 		fails = errors.New("closed")
 		check(counted, "0 0 false")
 	})
+}
+
+// TestServedByPredecessors: what is left of a removed Service is added to what its successor
+// of the same name has, whichever is told first.
+func TestServedByPredecessors(t *testing.T) {
+	name, backend := lb.ServiceName{Proto: lb.TCP}, netip.MustParseAddrPort("10.0.0.1:80")
+	stats := []dataplane.BackendStats{
+		{Service: name, Backend: backend, Counted: true, Answered: 5, Failed: 2},
+		{Service: name, Backend: backend, Counted: true, Answered: 70, Failed: 10, Leaving: true},
+	}
+	for range stats {
+		s := newServed(func() (dataplane.Stats, error) { return dataplane.Stats{Backends: stats}, nil })
+		o, ok := s.of(name, backend)
+		if !ok || o.Answered != 75 || o.Failed != 12 || o.At.IsZero() {
+			t.Errorf("%+v, %t; want 75 answered, 12 failed", o, ok)
+		}
+		slices.Reverse(stats)
+	}
 }

@@ -66,6 +66,49 @@ func TestBlocked(t *testing.T) {
 	}
 }
 
+// TestBlockedUntilUnseen: a backend of which it was known that probes are blocked does not
+// live on that for ever when its connections are not looked at any more. Nor is it out
+// because they could not be read for a moment, or because there are none.
+func TestBlockedUntilUnseen(t *testing.T) {
+	for _, kind := range []lb.ProbeKind{lb.ProbeTCP, lb.ProbeHTTP} {
+		for name, tc := range map[string]struct {
+			happens func(r *monitorRig)
+			want    string
+		}{
+			"nothing": {func(*monitorRig) {}, "suspect"},
+			"the Service is not watched by connections": {func(r *monitorRig) {
+				h := ask(kind)
+				h.Passive = lb.SwitchOff
+				r.src.put(change(service("web", 2, h)))
+			}, "ejected"},
+			"no Service is": {func(r *monitorRig) {
+				d := testDefaults()
+				d.Passive = lb.SwitchOff
+				r.m.SetDefaults(d)
+			}, "ejected"},
+			"they cannot be read":           {func(r *monitorRig) { r.kernel.hide(true) }, "ejected"},
+			"they are not read any more":    {func(r *monitorRig) { r.kernel.freeze() }, "ejected"},
+			"they cannot be for some while": {func(r *monitorRig) { r.kernel.hide(true); r.wait(20 * time.Second); r.kernel.hide(false) }, "suspect"},
+		} {
+			bubble(t, func(r *monitorRig) {
+				r.src.put(change(service("web", 2, ask(kind))))
+				r.wait(10 * time.Second)
+				r.prober.set(errRefused, addr(0))
+				for range 100 {
+					r.wait(100 * time.Millisecond)
+					r.kernel.count(1, 0)
+				}
+				r.wantState("web", addr(0), "suspect")
+				tc.happens(r)
+				r.wait(deafIntervals*testDefaults().Interval + 20*time.Second)
+				if got := r.state("web", addr(0)); got != tc.want {
+					t.Errorf("%s, %s: %s, want %s", kind, name, got, tc.want)
+				}
+			})
+		}
+	}
+}
+
 // TestNotCounted: where nothing is known of connections, probes decide.
 func TestNotCounted(t *testing.T) {
 	bubble(t, func(r *monitorRig) {

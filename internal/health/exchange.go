@@ -23,6 +23,7 @@ type exchange struct {
 	host      string // of the request
 	connected bool
 
+	first  url.URL  // of the first request: the place of the backend that is probed
 	at     *url.URL // where the request goes
 	asked  int      // requests so far
 	out    []byte   // of the request: what is to be written
@@ -35,8 +36,8 @@ type exchange struct {
 // form is what all requests of a probe have in common.
 type form struct {
 	expect lb.Statuses
-	first  *http.Request // of one of its targets; read only
-	tail   []byte        // of the request, after its Host
+	first  url.URL // but for its Host, which is the address of a target
+	tail   []byte  // of the request, after its Host
 }
 
 // maxForms is how many are remembered.
@@ -61,7 +62,9 @@ func (f *forms) begin(x *exchange, t Target) error {
 		}
 		f.known[t.Probe] = known
 	}
-	*x = exchange{form: known, host: hostHeader(t), at: known.first.URL, out: x.out[:0], in: x.in[:0]}
+	*x = exchange{form: known, host: hostHeader(t), first: known.first, out: x.out[:0], in: x.in[:0]}
+	x.first.Host = t.Addr.String()
+	x.at = &x.first
 	x.ask()
 	return nil
 }
@@ -80,7 +83,9 @@ func (p *prober) newForm(t Target) (*form, error) {
 		return nil, fmt.Errorf("%w: %w", ErrCannot, err)
 	}
 	tail.WriteString("Connection: close\r\n\r\n")
-	return &form{expect: expect, first: first, tail: tail.Bytes()}, nil
+	place := *first.URL
+	place.Host = ""
+	return &form{expect: expect, first: place, tail: tail.Bytes()}, nil
 }
 
 // ask makes the next request.

@@ -141,6 +141,36 @@ func TestHTTP(t *testing.T) {
 	}
 }
 
+// TestRedirectsOfEachBackend: where a redirect leads is judged by the address of the backend
+// that says it, not by that of another one with the same probe.
+func TestRedirectsOfEachBackend(t *testing.T) {
+	var at [2]netip.AddrPort
+	for i := range at {
+		mux := http.NewServeMux()
+		mux.HandleFunc("/leader", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://"+at[1-i].String()+"/leader", http.StatusTemporaryRedirect)
+		})
+		mux.HandleFunc("/own", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://"+at[i].String()+"/fault", http.StatusTemporaryRedirect)
+		})
+		mux.HandleFunc("/fault", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+		at[i] = addrOf(t, httptest.NewServer(mux))
+	}
+	for first := range at {
+		p := startProber(t, ProberOptions{})
+		for _, i := range []int{first, 1 - first} {
+			for path, want := range map[string]string{"/leader": "", "/own": "status 503"} {
+				for _, host := range []string{"", "shop.example"} {
+					target := get(at[i], path)
+					target.Probe.Host = host
+					what := fmt.Sprintf("backend %d, when %d was probed first, %s of host %q", i, first, path, host)
+					checkErr(t, what, await(t, p, target).Err, want, false)
+				}
+			}
+		}
+	}
+}
+
 // TestHTTPSpeaksFirst: what a backend says before it is asked is an answer like any, and
 // comes into nobody's log.
 func TestHTTPSpeaksFirst(t *testing.T) {

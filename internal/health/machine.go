@@ -35,8 +35,8 @@ const minChance = time.Minute
 // tell how it is.
 const maxTrialCalm = 10 * time.Second
 
-// deafIntervals is for how many intervals an ejected backend stays out of which nothing
-// can be found out.
+// deafIntervals is for how many intervals what is known of a backend holds while nothing can
+// be found out: that it is ejected, or that its connections are answered.
 const deafIntervals = 10
 
 // penalty returns how long the k-th ejection lasts at least; 0 for none.
@@ -107,7 +107,8 @@ type event struct {
 type traffic uint8
 
 const (
-	trafficUnknown  traffic = iota // there is none, or it fails
+	trafficUnknown  traffic = iota // nobody has seen it for a while
+	trafficNone                    // there is none, or it fails
 	trafficFails                   // it fails, of a backend on trial
 	trafficOpen                    // it is too early to tell
 	trafficAnswered                // it is answered
@@ -128,6 +129,9 @@ func active(h *lb.Health) bool {
 
 // step returns what becomes of m by e, and what it waits for then. h is complete.
 func step(m mark, e event, now time.Time, h *lb.Health) (mark, wish) {
+	if h.Passive != lb.SwitchOn { // probes alone decide
+		m.Blocked, m.Trial = false, false
+	}
 	switch e.kind {
 	case passed:
 		m.pass(now, h)
@@ -234,7 +238,7 @@ func (m *mark) fail(e event, now time.Time, h *lb.Health) {
 		m.become(Suspect, e.reason, now)
 	case e.unreached && e.traffic == trafficOpen:
 		m.become(Suspect, e.reason+"; waiting for what becomes of its connections", now)
-	case e.unreached && e.traffic != trafficUnseen && (m.Blocked || e.traffic == trafficAnswered):
+	case e.unreached && (e.traffic == trafficAnswered || e.traffic == trafficNone && m.Blocked):
 		m.block(e, now)
 	default:
 		m.Cause, m.Until = causeProbe, time.Time{}

@@ -28,8 +28,8 @@ func testHealth(kind lb.ProbeKind, edit func(*lb.Health)) lb.Health {
 // epoch is when the machine's tests begin.
 var epoch = time.Unix(1_000_000, 0)
 
-// parseEvent reads an event: pass, fail, unreached, open, fails, answered, cannot, tick, or the
-// name of a symptom.
+// parseEvent reads an event: pass, fail, unreached, unknown, open, fails, answered, cannot, tick, or
+// the name of a symptom.
 func parseEvent(t *testing.T, word string) event {
 	t.Helper()
 	switch word {
@@ -38,7 +38,9 @@ func parseEvent(t *testing.T, word string) event {
 	case "fail":
 		return event{kind: failed, reason: "status 503"}
 	case "unreached":
-		return event{kind: failed, reason: "refused", unreached: true}
+		return event{kind: failed, reason: "refused", unreached: true, traffic: trafficNone}
+	case "unknown":
+		return event{kind: failed, reason: "refused", unreached: true, traffic: trafficUnknown}
 	case "open":
 		return event{kind: failed, reason: "refused", unreached: true, traffic: trafficOpen}
 	case "fails":
@@ -218,6 +220,12 @@ func TestStep(t *testing.T) {
 			3 unreached ejected 2
 			5 unreached suspect 5
 			10 answered suspect 5`},
+		{"blocked, and then nobody sees its connections", lb.ProbeTCP, nil, `
+			0 unreached suspect 1
+			1 unreached suspect 1
+			2 answered suspect 5
+			7 unreached suspect 5
+			12 unknown ejected 5`},
 		{"blocked, and then it answers that it is ill", lb.ProbeHTTP, nil, `
 			0 unreached suspect 1
 			1 unreached suspect 1

@@ -4,12 +4,10 @@ package health
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -204,11 +202,13 @@ func (m *Monitor) start(now time.Time) (next time.Time, ok bool) {
 	due, targets := m.due[:0], m.targets[:0]
 	m.locked(func() {
 		for t := m.schedule.pop(now); t != nil; t = m.schedule.pop(now) {
+			t.busy = true // what a tick changes does not put it back into the queue
 			if !m.wantsProbe(t, now) {
+				t.busy = false
 				m.schedule.plan(t)
 				continue
 			}
-			t.busy, t.began = true, now
+			t.began = now
 			if t.done == nil {
 				t.done = func(r Result) { m.end(t, r) }
 			}
@@ -303,11 +303,9 @@ func (m *Monitor) settleOne(e ending, served map[question]lb.Outcomes, now time.
 			continue // it tells of the time before the symptom
 		}
 		one := ev
-		if o, ok := served[question{b.watch.name, b.addr}]; ev.unreached && ok {
-			one.traffic = b.look(o, now)
-			if o.NoRefusals && errors.Is(e.result.Err, syscall.ECONNREFUSED) {
-				one.traffic = trafficUnseen
-			}
+		if ev.unreached {
+			o, ok := served[question{b.watch.name, b.addr}]
+			one.traffic = b.fares(o, ok, e.result.Err, now)
 		}
 		m.tell(b, one, now)
 	}

@@ -161,6 +161,20 @@ func (k *fakeKernel) serve(lb.ServiceName, netip.AddrPort) (lb.Outcomes, bool) {
 	return k.read, !k.unknown
 }
 
+// hide makes what is served unknown, or known again.
+func (k *fakeKernel) hide(yes bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.unknown = yes
+}
+
+// freeze makes what was read last all that is ever served.
+func (k *fakeKernel) freeze() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.stale = 1000 * time.Hour
+}
+
 // count makes connections fare.
 func (k *fakeKernel) count(answered, failed uint64) {
 	k.mu.Lock()

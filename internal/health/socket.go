@@ -24,8 +24,9 @@ func family(six bool) int {
 // socket connects to one backend after the other: to make a socket, to set it up and to close
 // it costs as much as the connection does.
 type socket struct {
-	fd  int // noDescriptor: there is none
-	six bool
+	fd    int // noDescriptor: there is none
+	six   bool
+	epoll int // where events come to
 }
 
 // open makes the socket. Events come to epoll with a number, whenever something changes.
@@ -35,7 +36,7 @@ func (s *socket) open(six bool, epoll, number int) error {
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	*s = socket{fd, six}
+	*s = socket{fd, six, epoll}
 	// The answer to the SYN-ACK waits for data, so that it becomes the reset, or goes with
 	// the request: the backend's kernel has shown that somebody listens, and its process is
 	// not bothered by a connection that says nothing. TCP_QUICKACK does the same, but for
@@ -85,9 +86,12 @@ func (s *socket) disconnect() bool {
 	return connect(s.fd, unsafe.Pointer(&nowhere), unsafe.Sizeof(nowhere)) == 0
 }
 
-// close closes the socket, if there is one, and resets the connection.
+// close closes the socket, if there is one, and resets the connection. Closing alone would not
+// end its events while a process that is forked just then has a copy, and those would be
+// taken for the next socket's of the same number.
 func (s *socket) close() {
 	if s.fd != noDescriptor {
+		_ = unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, s.fd, nil) // fails if open could not add it
 		s.disconnect()
 		unix.Close(s.fd)
 		s.fd = noDescriptor

@@ -120,6 +120,41 @@ func TestStarvedLoop(t *testing.T) {
 	}
 }
 
+// TestClosedSocketsAreSilent: a socket that was closed says nothing more, not even where a
+// copy of it is still open, as in a process that is forked just then. Its end would be taken
+// for what becomes of the next connection.
+func TestClosedSocketsAreSilent(t *testing.T) {
+	l := &connects{c: newConnector(1, nil), now: time.Now}
+	if err := l.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	var results []Result
+	l.c.start(job{t: tcp(silent(t), enough), done: func(r Result) { results = append(results, r) }})
+	l.admit()
+	if len(l.attempts) != 1 || len(results) != 0 {
+		t.Fatalf("%d attempts, results %v; want one attempt", len(l.attempts), results)
+	}
+	a := l.attempts[0]
+	fork, err := unix.FcntlInt(uintptr(a.socket.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fork)
+	a.socket.close()
+	if err := l.connect(a); err != nil {
+		t.Fatal(err)
+	}
+	n, err := l.poll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.heed(n)
+	if n != 0 || len(results) != 0 {
+		t.Errorf("%d events, results %v; want none of a backend that is silent", n, results)
+	}
+}
+
 // TestTurns: namespaces take turns, none has more than its share, and what waits for long
 // takes no more memory than what waits.
 func TestTurns(t *testing.T) {

@@ -87,7 +87,7 @@ func (w *window) look(o lb.Outcomes, proven bool, now time.Time) traffic {
 	case ok && o.At.Sub(w.since) < firstLook, !ok && now.Sub(w.since) < lastLook:
 		return trafficOpen
 	}
-	return trafficUnknown
+	return trafficNone
 }
 
 // try is look of a backend on trial. enough is how many connections have to fail. Those that
@@ -118,6 +118,24 @@ func (b *backend) look(o lb.Outcomes, now time.Time) traffic {
 		b.window.base = o
 	}
 	return b.window.try(o, fewFailed)
+}
+
+// fares tells how connections to b fare after a probe could not connect by err. !ok: nothing
+// could be read of them now.
+func (b *backend) fares(o lb.Outcomes, ok bool, err error, now time.Time) traffic {
+	is := trafficNone
+	if ok {
+		is = b.look(o, now)
+	}
+	seen := later(b.window.since, b.window.last.At)
+	late := now.Sub(seen) >= deafIntervals*b.watch.health.Interval
+	switch {
+	case ok && o.NoRefusals && errors.Is(err, syscall.ECONNREFUSED):
+		return trafficUnseen
+	case late && (is == trafficNone || is == trafficAnswered):
+		return trafficUnknown
+	}
+	return is
 }
 
 // follow makes the window of b that of its mark, which was old.

@@ -22,23 +22,23 @@ func TestWindow(t *testing.T) {
 		proven bool
 		looks  []look
 	}{
-		"new ones are answered":    {true, []look{{0, 0, 5, 1, trafficUnknown}, {second, 0, 6, 1, trafficAnswered}}},
-		"they fail":                {true, []look{{0, 0, 5, 1, trafficUnknown}, {second, 0, 5, 2, trafficUnknown}, {3 * second, 0, 5, 9, trafficUnknown}}},
-		"none":                     {true, []look{{0, 0, 5, 0, trafficUnknown}, {9 * second, 0, 5, 0, trafficUnknown}}},
-		"counted anew":             {true, []look{{0, 0, 5, 0, trafficUnknown}, {second, 0, 0, 0, trafficUnknown}, {2 * second, 0, 1, 0, trafficAnswered}}},
-		"few are answered":         {true, []look{{0, 0, 5, 0, trafficUnknown}, {second, 0, 6, 9, trafficAnswered}}},
-		"too few are answered":     {true, []look{{0, 0, 5, 0, trafficUnknown}, {second, 0, 6, 10, trafficUnknown}}},
-		"read before it failed":    {true, []look{{0, second / 2, 5, 0, trafficUnknown}, {second, second / 2, 7, 0, trafficUnknown}, {2 * second, 0, 7, 0, trafficUnknown}}},
-		"read just before, and on": {true, []look{{0, second / 2, 5, 0, trafficUnknown}, {second, 0, 7, 0, trafficUnknown}, {2 * second, 0, 8, 0, trafficAnswered}}},
+		"new ones are answered":    {true, []look{{0, 0, 5, 1, trafficNone}, {second, 0, 6, 1, trafficAnswered}}},
+		"they fail":                {true, []look{{0, 0, 5, 1, trafficNone}, {second, 0, 5, 2, trafficNone}, {3 * second, 0, 5, 9, trafficNone}}},
+		"none":                     {true, []look{{0, 0, 5, 0, trafficNone}, {9 * second, 0, 5, 0, trafficNone}}},
+		"counted anew":             {true, []look{{0, 0, 5, 0, trafficNone}, {second, 0, 0, 0, trafficNone}, {2 * second, 0, 1, 0, trafficAnswered}}},
+		"few are answered":         {true, []look{{0, 0, 5, 0, trafficNone}, {second, 0, 6, 9, trafficAnswered}}},
+		"too few are answered":     {true, []look{{0, 0, 5, 0, trafficNone}, {second, 0, 6, 10, trafficNone}}},
+		"read before it failed":    {true, []look{{0, second / 2, 5, 0, trafficNone}, {second, second / 2, 7, 0, trafficNone}, {2 * second, 0, 7, 0, trafficNone}}},
+		"read just before, and on": {true, []look{{0, second / 2, 5, 0, trafficNone}, {second, 0, 7, 0, trafficNone}, {2 * second, 0, 8, 0, trafficAnswered}}},
 
-		"never reached, old ones do not count": {false, []look{{0, 0, 5, 0, trafficOpen}, {2 * second, 0, 5, 0, trafficOpen}, {firstLook, 0, 5, 0, trafficUnknown}}},
+		"never reached, old ones do not count": {false, []look{{0, 0, 5, 0, trafficOpen}, {2 * second, 0, 5, 0, trafficOpen}, {firstLook, 0, 5, 0, trafficNone}}},
 		"never reached, but by clients":        {false, []look{{0, 0, 5, 0, trafficOpen}, {2 * second, 0, 6, 0, trafficAnswered}}},
-		"never reached, they fail":             {false, []look{{0, 0, 5, 1, trafficOpen}, {2 * second, 0, 5, 2, trafficOpen}, {firstLook, 0, 5, 3, trafficUnknown}}},
+		"never reached, they fail":             {false, []look{{0, 0, 5, 1, trafficOpen}, {2 * second, 0, 5, 2, trafficOpen}, {firstLook, 0, 5, 3, trafficNone}}},
 		"never reached, read each second": {false, []look{{0, 9 * second / 10, 3, 0, trafficOpen}, {second, 9 * second / 10, 4, 0, trafficOpen},
-			{2 * second, 9 * second / 10, 4, 0, trafficOpen}, {3 * second, 9 * second / 10, 4, 0, trafficOpen}, {4 * second, 9 * second / 10, 4, 0, trafficUnknown}}},
+			{2 * second, 9 * second / 10, 4, 0, trafficOpen}, {3 * second, 9 * second / 10, 4, 0, trafficOpen}, {4 * second, 9 * second / 10, 4, 0, trafficNone}}},
 		"never reached, read each second, answered": {false, []look{{0, 9 * second / 10, 3, 0, trafficOpen}, {second, 9 * second / 10, 4, 0, trafficOpen},
 			{2 * second, 9 * second / 10, 4, 0, trafficOpen}, {3 * second, 9 * second / 10, 5, 0, trafficAnswered}}},
-		"never reached, never read": {false, []look{{0, second, 0, 0, trafficOpen}, {lastLook - 1, time.Hour, 0, 0, trafficOpen}, {lastLook, time.Hour, 0, 0, trafficUnknown}}},
+		"never reached, never read": {false, []look{{0, second, 0, 0, trafficOpen}, {lastLook - 1, time.Hour, 0, 0, trafficOpen}, {lastLook, time.Hour, 0, 0, trafficNone}}},
 	} {
 		var w window
 		for _, l := range tc.looks {
