@@ -224,6 +224,7 @@ func TestPrograms(t *testing.T) {
 		{"/usr/sbin/iptables -V", "(nf_tables)"}, {"/usr/sbin/ip6tables -V", "(nf_tables)"},
 		{"/usr/sbin/iptables-legacy -V", "(legacy)"}, {"/usr/sbin/ip6tables-legacy -V", "(legacy)"},
 		{"/usr/sbin/iptables-nft-save -V", "(nf_tables)"}, {"/usr/sbin/ip6tables-legacy-restore -V", "(legacy)"},
+		{"/usr/sbin/nft -v", "nftables v1."}, {"/usr/sbin/nft -j -n list tables", `{"nftables": [`},
 		{"/usr/sbin/iptables -m statistic -h", "statistic match options"}, {"/usr/sbin/iptables -j MASQUERADE -h", "MASQUERADE target options"},
 	} {
 		args := strings.Fields(tc.program)
