@@ -94,7 +94,7 @@ func (g *guide) play(text string) bool {
 	case text == "kubectl -n kube-system rollout status daemonset/kube-proxy":
 		return g.kube.alive()
 	case strings.HasPrefix(text, "kubectl -n lbproxy patch daemonset lbproxy "):
-		_, list, _ := strings.Cut(text, `"value":["`)
+		_, list, _ := strings.Cut(text, `"args":["`)
 		list, _, _ = strings.Cut(list, `"]`)
 		g.agent.end(syscall.SIGTERM)
 		g.agent = g.startLbproxy(strings.Split(strings.ReplaceAll(list, configFile, g.config), `","`)...)

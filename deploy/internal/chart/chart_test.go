@@ -249,15 +249,20 @@ func TestRollsOnlyWhenNeeded(t *testing.T) {
 	}
 }
 
+// knowsNode tells whether a container has the node's name where lbproxy reads it.
+func knowsNode(c corev1.Container) bool {
+	return slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool {
+		return e.Name == "LBPROXY_NODE_NAME" && e.ValueFrom != nil && e.ValueFrom.FieldRef != nil && e.ValueFrom.FieldRef.FieldPath == "spec.nodeName"
+	})
+}
+
 // The node's name is in the environment, where whatever is run in the pod finds it:
 // lbproxy migrate, as well as the agent.
 func TestNodeName(t *testing.T) {
 	for name, values := range cases {
 		pod := daemonSet(t, values).Spec.Template.Spec
 		for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
-			named := slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool {
-				return e.Name == "LBPROXY_NODE_NAME" && e.ValueFrom != nil && e.ValueFrom.FieldRef != nil && e.ValueFrom.FieldRef.FieldPath == "spec.nodeName"
-			})
+			named := knowsNode(c)
 			if given := strings.Contains(strings.Join(c.Args, " "), "--node-name"); !named || given {
 				t.Errorf("%s: container %s: LBPROXY_NODE_NAME is the node's: %v, want true; its arguments name the node: %v, want false", name, c.Name, named, given)
 			}
