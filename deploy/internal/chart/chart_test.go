@@ -309,7 +309,7 @@ func TestNodeName(t *testing.T) {
 
 func TestNotes(t *testing.T) {
 	_, said := render(t, nil)
-	for _, want := range []string{"apiServer.host is empty", "clusterCIDR is empty", "rollout status daemonset/lbproxy"} {
+	for _, want := range []string{"apiServer.host is empty", "clusterCIDR is empty", "rollout status daemonset/lbproxy", "label namespace lbproxy pod-security.kubernetes.io/enforce=privileged"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("the notes do not say %q:\n%s", want, said)
 		}
