@@ -103,7 +103,7 @@ func as[T any](t *testing.T, obj *unstructured.Unstructured) *T {
 	return typed
 }
 
-func render(t *testing.T, values Values) (map[string]*unstructured.Unstructured, string) {
+func rendered(t *testing.T, values Values) (map[string]*unstructured.Unstructured, string) {
 	t.Helper()
 	out, said, err := Render(Dir(deployDir), values)
 	if err != nil {
@@ -114,19 +114,19 @@ func render(t *testing.T, values Values) (map[string]*unstructured.Unstructured,
 
 func daemonSet(t *testing.T, values Values) *appsv1.DaemonSet {
 	t.Helper()
-	objs, _ := render(t, values)
+	objs, _ := rendered(t, values)
 	return as[appsv1.DaemonSet](t, objs["DaemonSet"])
 }
 
 // The quota admits pods of lbproxy's priority, where the API server wants one.
 func TestResourceQuota(t *testing.T) {
-	if objs, _ := render(t, nil); objs["ResourceQuota"] != nil {
+	if objs, _ := rendered(t, nil); objs["ResourceQuota"] != nil {
 		t.Error("there is a quota that nobody asked for")
 	}
 	for pods, values := range map[string]Values{
 		"1G": {"resourceQuota": Values{"create": true}}, "5k": everything, // 5000, as the API writes it
 	} {
-		objs, _ := render(t, values)
+		objs, _ := rendered(t, values)
 		quota := as[corev1.ResourceQuota](t, objs["ResourceQuota"])
 		if got := quota.Spec.Hard.Pods().String(); got != pods {
 			t.Errorf("the quota is of %s pods, want %s", got, pods)
@@ -200,7 +200,7 @@ func TestConforms(t *testing.T) {
 func TestConfigIsRead(t *testing.T) {
 	files := map[string]string{}
 	for name, values := range cases {
-		objs, _ := render(t, values)
+		objs, _ := rendered(t, values)
 		files[name] = as[corev1.ConfigMap](t, objs["ConfigMap"]).Data["config.yaml"]
 	}
 	example, err := Kustomize(filepath.Join(deployDir, "kustomize", "example"))
@@ -308,13 +308,13 @@ func TestNodeName(t *testing.T) {
 }
 
 func TestNotes(t *testing.T) {
-	_, said := render(t, nil)
+	_, said := rendered(t, nil)
 	for _, want := range []string{"apiServer.host is empty", "clusterCIDR is empty", "rollout status daemonset/lbproxy", "label namespace lbproxy pod-security.kubernetes.io/enforce=privileged"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("the notes do not say %q:\n%s", want, said)
 		}
 	}
-	if _, said = render(t, everything); strings.Contains(said, "WARNING") {
+	if _, said = rendered(t, everything); strings.Contains(said, "WARNING") {
 		t.Errorf("the notes warn where nothing is wrong:\n%s", said)
 	}
 }
