@@ -86,22 +86,40 @@ type liveBackend struct {
 // recent is how far back shares reach.
 const recent = time.Minute
 
+// glance is what is kept of a census.
+type glance struct {
+	at     time.Time
+	opened map[openedKey]uint64
+}
+
+// apart is the least time between two glances that are kept besides the last, so that they
+// are few: of a big node one has megabytes.
+const apart = recent / 4
+
 // history is what was seen lately, the oldest first.
-type history []census
+type history []glance
+
+// note keeps g, in place of the last glance if that is too near to the one before it.
+func (h *history) note(g glance) {
+	if n := len(*h); n > 1 && (*h)[n-1].at.Sub((*h)[n-2].at) < apart {
+		*h = (*h)[:n-1]
+	}
+	*h = append(*h, g)
+}
 
 // add takes over what was seen last and returns how the Services fare.
 func (h *history) add(c census, notes []string) live {
 	l := live{At: c.at, Services: []liveService{}, Notes: append([]string{}, notes...)}
 	for len(*h) > 1 && c.at.Sub((*h)[0].at) > recent {
-		*h = (*h)[1:]
+		*h = slices.Delete(*h, 0, 1)
 	}
-	var last, first *census
+	now := glance{c.at, c.opened()}
+	var last, first glance
 	if n := len(*h); n > 0 {
-		last, first = &(*h)[n-1], &(*h)[0]
+		last, first = (*h)[n-1], (*h)[0]
 		l.Seconds, l.Window = c.at.Sub(last.at).Seconds(), c.at.Sub(first.at).Seconds()
 	}
-	now := c.opened()
-	grown, window := growth(now, last.opened()), growth(now, first.opened())
+	grown, window := growth(now.opened, last.opened), growth(now.opened, first.opened)
 	for _, s := range c.services {
 		svc := s.live(c.known)
 		of := openedKey{svc.Name, ""}
@@ -124,7 +142,7 @@ func (h *history) add(c census, notes []string) live {
 		l.Live += svc.Live
 		l.Services = append(l.Services, svc)
 	}
-	*h = append(*h, c)
+	h.note(now)
 	return l
 }
 
@@ -134,9 +152,6 @@ type openedKey struct{ service, backend string }
 // opened returns the counters of what is counted. A backend that is there twice, because it
 // left and came back, counts once.
 func (c *census) opened() map[openedKey]uint64 {
-	if c == nil {
-		return nil
-	}
 	counts := map[openedKey]uint64{}
 	for _, s := range c.services {
 		if s.Kind == kindRules { // rules do not count

@@ -17,16 +17,23 @@ import (
 // users of connection tracking on this node, such as a CNI plugin that masquerades, count
 // on the size of its table. What fails is logged: Services are served without it, too.
 func (a *app) prepareNode(cfg config.Config, log *slog.Logger) {
-	if set := a.kernel.setOOMScore; set != nil {
-		switch err := set(cfg.OOMScoreAdj); {
-		case errors.Is(err, fs.ErrPermission): // without CAP_SYS_RESOURCE, which nothing else needs
-			log.Info("not permitted to set how readily the kernel ends the agent", "oom-score-adj", cfg.OOMScoreAdj)
-		case err != nil:
-			log.Warn("cannot set how readily the kernel ends the agent", "oom-score-adj", cfg.OOMScoreAdj, "error", err)
-		}
-	}
+	a.setOOMScore(cfg, log)
 	if set := a.kernel.setConntrack; set != nil {
 		set(cfg, log)
+	}
+}
+
+// setOOMScore sets how readily the kernel ends the agent.
+func (a *app) setOOMScore(cfg config.Config, log *slog.Logger) {
+	set := a.kernel.setOOMScore
+	if set == nil {
+		return
+	}
+	switch err := set(cfg.OOMScoreAdj); {
+	case errors.Is(err, fs.ErrPermission): // without CAP_SYS_RESOURCE, which nothing else needs
+		log.Info("not permitted to set how readily the kernel ends the agent", "oom-score-adj", cfg.OOMScoreAdj)
+	case err != nil:
+		log.Warn("cannot set how readily the kernel ends the agent", "oom-score-adj", cfg.OOMScoreAdj, "error", err)
 	}
 }
 

@@ -178,7 +178,7 @@ func (n *node) reconfigure(a *app, old, cfg config.Config, log *slog.Logger) {
 		dp.SetAddresses(cfg.ClusterCIDR, cfg.NodePortAddresses)
 	}
 	n.metrics.SetDetail(cfg.MetricsDetail, int(cfg.MetricsMaxServices))
-	if old.OOMScoreAdj != cfg.OOMScoreAdj || old.Conntrack != cfg.Conntrack {
-		a.prepareNode(cfg, log)
+	if old.OOMScoreAdj != cfg.OOMScoreAdj {
+		a.setOOMScore(cfg, log)
 	}
 }

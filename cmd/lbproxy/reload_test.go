@@ -70,8 +70,8 @@ type rig struct {
 	conf  *configured
 	level *verbosity
 
-	conntrack, oom []config.Config // that were set
-	events         []string
+	oom    []int // that were set
+	events []string
 }
 
 func newRig(t *testing.T, file string) *rig {
@@ -91,8 +91,7 @@ func newRig(t *testing.T, file string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &app{kernel: kernel{setConntrack: func(c config.Config, _ *slog.Logger) { r.conntrack = append(r.conntrack, c) },
-		setOOMScore: func(n int) error { r.oom = append(r.oom, config.Config{OOMScoreAdj: n}); return nil }}}
+	a := &app{kernel: kernel{setOOMScore: func(n int) error { r.oom = append(r.oom, n); return nil }}}
 	r.conf = newConfigured(cfg, loader, env, log)
 	if r.node, err = a.newNode(r.conf, own, src, r.plane, choice{dataplane: config.EBPF}, newApproximations(log), log, r.level); err != nil {
 		t.Fatal(err)
@@ -132,7 +131,7 @@ var liveValues = map[string]struct {
 	"syncPeriod":         {"7s", func(r *rig) bool { return r.conf.now().SyncPeriod == 7*time.Second }},
 	"profiling":          {"true", func(r *rig) bool { return r.conf.now().Profiling }},
 	"logLevel":           {"error", func(r *rig) bool { return r.level.level.Level() == slog.LevelError }},
-	"oomScoreAdj":        {"-7", func(r *rig) bool { return len(r.oom) == 1 && r.oom[0].OOMScoreAdj == -7 }},
+	"oomScoreAdj":        {"-7", func(r *rig) bool { return len(r.oom) == 1 && r.oom[0] == -7 }},
 	"metricsDetail":      {"node", func(r *rig) bool { return !r.hasMetric("lbproxy_services_unlisted") }},
 	"metricsMaxServices": {"1", func(r *rig) bool { return r.conf.now().MetricsMaxServices == 1 }},
 }
@@ -159,10 +158,6 @@ func TestEveryLiveFieldIsApplied(t *testing.T) {
 		"healthCheckInterval": "9s", "healthCheckFastInterval": "900ms", "healthCheckTimeout": "900ms", "healthCheckRise": "9",
 		"healthCheckFall": "9", "healthCheckGrace": "9s", "healthPassive": "false", "healthMaxEjected": "9", "healthPanic": "9", "healthDrain": "true",
 	}
-	conntrack := map[string]string{
-		"conntrackMaxPerCore": "9", "conntrackMin": "9", "conntrackTCPTimeoutEstablished": "9s", "conntrackTCPTimeoutCloseWait": "9s",
-		"conntrackTCPBeLiberal": "true", "conntrackUDPTimeout": "9s", "conntrackUDPTimeoutStream": "9s",
-	}
 	for _, f := range config.New(algo.Names()...).Table() {
 		if !f.Live {
 			continue
@@ -177,11 +172,6 @@ func TestEveryLiveFieldIsApplied(t *testing.T) {
 			applied = func(r *rig) bool {
 				return r.node.monitor.Defaults() == r.conf.now().Health && r.node.src.store.Settings().DefaultHealth == r.conf.now().Health &&
 					r.conf.now().Health != lb.DefaultHealth()
-			}
-		case conntrack[f.Name] != "":
-			value = conntrack[f.Name]
-			applied = func(r *rig) bool {
-				return len(r.conntrack) == 1 && r.conntrack[0].Conntrack == r.conf.now().Conntrack && r.conf.now().Conntrack != config.Default().Conntrack
 			}
 		}
 		if value == "" || applied(r) {

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/lbproxy/lbproxy/deploy/internal/chart"
 	"github.com/lbproxy/lbproxy/internal/config"
@@ -69,12 +68,11 @@ func write(deploy string) error {
 	return nil
 }
 
-// reloadable lists the fields that lbproxy takes over while it runs. Those that become
-// sysctls are not among them: the init container sets these, and lbproxy's own may not.
+// reloadable lists the fields that lbproxy takes over while it runs.
 func reloadable() []byte {
 	var names bytes.Buffer
 	for _, f := range config.New().Table() {
-		if f.Live && !strings.HasPrefix(f.Name, "conntrack") {
+		if f.Live {
 			fmt.Fprintln(&names, f.Name)
 		}
 	}

@@ -125,16 +125,18 @@ func (l *Loader) registerHealth() {
 	add(l, &c.Scripts.User, "health-script-user", "uid:gid", "the unprivileged user and group that scripts run as", user, format)
 }
 
+// registerTracking lists sysctls. They need a restart: the container that serves may not
+// write them, the one that runs before it does.
 func (l *Loader) registerTracking() {
 	t := &l.config.Conntrack
 	l.section = sectionTracking
-	add(l, &t.MaxPerCore, "conntrack-max-per-core", "n", "connections that netfilter may track for each CPU; 0: as it is", anyCount, format).live()
-	add(l, &t.Min, "conntrack-min", "n", "and at least so many, whatever conntrack-max-per-core says", anyCount, format).live()
-	add(l, &t.TCPEstablished, "conntrack-tcp-timeout-established", "duration", "idle time after which netfilter forgets an established TCP connection; 0s: as it is", timeout, format).live()
-	add(l, &t.TCPCloseWait, "conntrack-tcp-timeout-close-wait", "duration", "the same in CLOSE_WAIT", timeout, format).live()
-	addBool(l, &t.TCPBeLiberal, "conntrack-tcp-be-liberal", "let netfilter track TCP packets outside the window, instead of dropping what it calls invalid").live()
-	add(l, &t.UDPTimeout, "conntrack-udp-timeout", "duration", "the same of UDP without an answer; 0s: as it is", timeout, format).live()
-	add(l, &t.UDPStreamTimeout, "conntrack-udp-timeout-stream", "duration", "the same of UDP with answers; 0s: as it is", timeout, format).live()
+	add(l, &t.MaxPerCore, "conntrack-max-per-core", "n", "connections that netfilter may track for each CPU; 0: as it is", anyCount, format)
+	add(l, &t.Min, "conntrack-min", "n", "and at least so many, whatever conntrack-max-per-core says", anyCount, format)
+	add(l, &t.TCPEstablished, "conntrack-tcp-timeout-established", "duration", "idle time after which netfilter forgets an established TCP connection; 0s: as it is", timeout, format)
+	add(l, &t.TCPCloseWait, "conntrack-tcp-timeout-close-wait", "duration", "the same in CLOSE_WAIT", timeout, format)
+	addBool(l, &t.TCPBeLiberal, "conntrack-tcp-be-liberal", "let netfilter track TCP packets outside the window, instead of dropping what it calls invalid")
+	add(l, &t.UDPTimeout, "conntrack-udp-timeout", "duration", "the same of UDP without an answer; 0s: as it is", timeout, format)
+	add(l, &t.UDPStreamTimeout, "conntrack-udp-timeout-stream", "duration", "the same of UDP with answers; 0s: as it is", timeout, format)
 }
 
 func (l *Loader) registerProcess() {

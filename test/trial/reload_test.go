@@ -113,7 +113,7 @@ func TestReloadUnderLoad(t *testing.T) {
 			return strings.Contains(out, "least-connection") && !strings.Contains(out, "round-robin")
 		})
 		l.flows()
-		m.reloads(head + "algorithm: hash\nmasqueradeAll: true\nallowExternalIPs: false\nnodeWeights: false\nmetricsDetail: backend\nconntrackTCPBeLiberal: true")
+		m.reloads(head + "algorithm: hash\nmasqueradeAll: true\nallowExternalIPs: false\nnodeWeights: false\nmetricsDetail: backend")
 		l.flows()
 		m.reloads(head + "algorithm: fastest")
 		if now := r.inForce(); !strings.Contains(now.Rejected, `unknown algorithm "fastest"`) || now.Fields["algorithm"] != "hash" {

@@ -15,30 +15,19 @@ import (
 
 // killEarly destroys UDP sockets of the agent's own network namespace that connected to
 // one of vips before anybody answered there: nothing translates what they send. Those of
-// other namespaces are served by the packet path. It returns how many.
+// other namespaces are served by the packet path. It returns how many. Who connects to a
+// vip that is gone by now is left alone.
 func (k *staleKiller) killEarly(ctx context.Context, vips []lb.FrontendKey) (killed int, err error) {
 	if k.useless {
 		return 0, nil
 	}
-	want := map[netip.AddrPort]bool{}
-	ports := map[uint16]bool{}
-	for _, v := range vips {
-		if v.Proto == lb.UDP {
-			want[v.Addr] = true
-			ports[v.Addr.Port()] = true
-		}
-	}
-	if len(want) == 0 {
-		return 0, nil
-	}
-	port := uint16(0)
-	if len(ports) == 1 {
-		for port = range ports {
-		}
-	}
 	for round := range 2 { // the second is for calls that were under way
 		if round > 0 {
 			grace(ctx, k.maps)
+		}
+		want, port, err := k.stillServed(vips)
+		if err != nil || len(want) == 0 {
+			return killed, err
 		}
 		n, err := k.killUnassigned(port, want)
 		killed += n
@@ -47,6 +36,32 @@ func (k *staleKiller) killEarly(ctx context.Context, vips []lb.FrontendKey) (kil
 		}
 	}
 	return killed, nil
+}
+
+// stillServed returns the UDP addresses among vips that are frontends now, and the port
+// that all of them have; 0: there are several.
+func (k *staleKiller) stillServed(vips []lb.FrontendKey) (addrs map[netip.AddrPort]bool, port uint16, err error) {
+	addrs = map[netip.AddrPort]bool{}
+	ports := map[uint16]bool{}
+	for _, v := range vips {
+		if v.Proto != lb.UDP {
+			continue
+		}
+		var fe lbFrontend
+		err := k.maps.byName[lbMapFrontends].Lookup(frontendKeyOf(v), &fe)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, 0, fmt.Errorf("frontend %s: %w", v.Addr, err)
+		}
+		addrs[v.Addr], ports[v.Addr.Port()] = true, true
+		port = v.Addr.Port()
+	}
+	if len(ports) > 1 {
+		port = 0
+	}
+	return addrs, port, nil
 }
 
 // killUnassigned destroys connected UDP sockets with a peer among vips that were not

@@ -86,7 +86,8 @@ func TestEarlyUDP(t *testing.T) {
 	shadow := r.svc("shadow", lb.IPv4, lb.UDP, "random", r.pods(lb.IPv4, "backend1"),
 		frontend(lb.ExternalIP, lb.UDP, shadowed.String(), lb.MasqueradeOffCluster))
 	r.sync(dataplane.Delta{Put: append(ahead, shadow)})
-	n, err := k.killEarly(t.Context(), keysOf(append(ahead, shadow)...))
+	gone := lb.FrontendKey{Addr: netip.MustParseAddrPort("10.96.0.99:53"), Proto: lb.UDP} // it was there when it was noted
+	n, err := k.killEarly(t.Context(), append(keysOf(append(ahead, shadow)...), gone))
 	if err != nil {
 		t.Fatal(err)
 	}

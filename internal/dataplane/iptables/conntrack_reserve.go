@@ -28,7 +28,8 @@ func (e *entry) reserved() bool { return e.mark == reservedMark && !e.natted && 
 
 // Reserve makes flows those that are reserved, for a minute: it renews what is there, and
 // removes what is none of them. Other entries are left alone, those of flows, too.
-// It goes on after an error, but for a table that is full.
+// It goes on after an error, but for a table that is full; and it makes no new ones that
+// would fill more than half of the table, because nothing evicts them.
 func (Tracker) Reserve(flows []dataplane.Flow) error {
 	want := map[dataplane.Flow]bool{}
 	for _, fl := range flows {
@@ -38,7 +39,12 @@ func (Tracker) Reserve(flows []dataplane.Flow) error {
 	if err != nil {
 		return err
 	}
-	return eachFlow(flows, func(c *conntrack, fl dataplane.Flow) error {
+	room := len(flows)
+	if len(have) < len(want) {
+		room = reserveRoom(systemSettings(nil))
+	}
+	flows, full := fitting(flows, have, room)
+	return errors.Join(full, eachFlow(flows, func(c *conntrack, fl dataplane.Flow) error {
 		if have[fl] {
 			err := c.request(nl.IPCTNL_MSG_CT_NEW, 0, lb.FamilyOf(fl.Client.Addr()), renewMessage(fl))
 			if !errors.Is(err, unix.ENOENT) { // else its time was over
@@ -46,7 +52,13 @@ func (Tracker) Reserve(flows []dataplane.Flow) error {
 			}
 		}
 		return c.create(reserveMessage(fl), fl)
-	})
+	}))
+}
+
+// reserveRoom returns how many entries the table takes until it is half full.
+func reserveRoom(s sysctls) int {
+	count, limit := tableFill(s)
+	return int(limit/2 - min(count, limit/2))
 }
 
 // reservations returns the flows that are reserved, but for those that keep refuses:

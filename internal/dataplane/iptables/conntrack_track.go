@@ -34,11 +34,7 @@ type Tracker struct{}
 // is. It goes on after an error, but for a table that is full; and it takes half of what
 // the table has left at most, the first ones.
 func (Tracker) Track(flows []dataplane.Flow) error {
-	var full error
-	if room := trackRoom(systemSettings(nil)); len(flows) > room {
-		full = fmt.Errorf("%d of %d connections do not fit (nf_conntrack_max)", len(flows)-room, len(flows))
-		flows = flows[:room]
-	}
+	flows, full := fitting(flows, nil, trackRoom(systemSettings(nil)))
 	return errors.Join(full, eachFlow(flows, func(c *conntrack, fl dataplane.Flow) error {
 		return c.create(trackMessage(fl, trackedFor), fl)
 	}))
@@ -53,17 +49,43 @@ func (c *conntrack) create(message []byte, fl dataplane.Flow) error {
 	return err
 }
 
+// fitting returns those of flows that there are entries of, and so many others, the first
+// ones, as there is room for. The error says how many are left out.
+func fitting(flows []dataplane.Flow, have map[dataplane.Flow]bool, room int) ([]dataplane.Flow, error) {
+	fit := make([]dataplane.Flow, 0, len(flows))
+	for _, fl := range flows {
+		switch {
+		case have[fl]:
+		case room > 0:
+			room--
+		default:
+			continue
+		}
+		fit = append(fit, fl)
+	}
+	if out := len(flows) - len(fit); out > 0 {
+		return fit, fmt.Errorf("%d of %d connections do not fit (nf_conntrack_max)", out, len(flows))
+	}
+	return fit, nil
+}
+
 // trackRoom returns half of what the table has left.
 func trackRoom(s sysctls) int {
-	limit, err := readSetting(s.file("net/netfilter/nf_conntrack_max"))
-	if err != nil || limit == 0 { // it is not limited
-		return math.MaxInt
-	}
-	count, err := readSetting(s.file("net/netfilter/nf_conntrack_count"))
-	if err != nil {
-		return math.MaxInt
-	}
+	count, limit := tableFill(s)
 	return int((limit - min(count, limit)) / 2)
+}
+
+// tableFill returns how many entries the table has, and how many it may have.
+func tableFill(s sysctls) (count, limit uint64) {
+	const unlimited = math.MaxInt
+	limit, err := readSetting(s.file("net/netfilter/nf_conntrack_max"))
+	if err != nil || limit == 0 {
+		return 0, unlimited
+	}
+	if count, err = readSetting(s.file("net/netfilter/nf_conntrack_count")); err != nil {
+		return 0, unlimited
+	}
+	return count, limit
 }
 
 // Untrack makes flows forgotten.
