@@ -72,14 +72,20 @@ type pod struct {
 func (p *pod) spec(t *testing.T, c corev1.Container) *specs.Spec {
 	t.Helper()
 	tmpl := p.ds.Spec.Template.Spec
-	args := []string{"/" + programPath}
-	for _, a := range c.Args {
-		args = append(args, strings.ReplaceAll(a, "$(NODE_NAME)", lab.Node))
+	args := append([]string{"/" + programPath}, c.Args...)
+	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	for _, e := range c.Env {
+		switch {
+		case e.ValueFrom.FieldRef != nil && e.ValueFrom.FieldRef.FieldPath == "spec.nodeName":
+			env = append(env, e.Name+"="+lab.Node)
+		case e.ValueFrom.ConfigMapKeyRef == nil || !*e.ValueFrom.ConfigMapKeyRef.Optional:
+			t.Fatalf("variable %s: the test does not know it", e.Name)
+		}
 	}
 	s := &specs.Spec{
 		Version: "1.0.2",
 		Root:    &specs.Root{Path: p.rootfs, Readonly: *c.SecurityContext.ReadOnlyRootFilesystem},
-		Process: &specs.Process{Args: args, Cwd: "/", Env: append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NODE_NAME=" + lab.Node}, p.env...)},
+		Process: &specs.Process{Args: args, Cwd: "/", Env: append(env, p.env...)},
 		Linux: &specs.Linux{
 			CgroupsPath:       fmt.Sprintf("/lbplab-image-%d", os.Getpid()),
 			RootfsPropagation: "rslave",
@@ -191,6 +197,15 @@ type running struct {
 	log   output
 	cmd   *exec.Cmd
 	ended chan struct{}
+	runc  []string // what begins a command that is about it
+	id    string
+}
+
+// exec runs a command in the container, as kubectl exec does.
+func (r *running) exec(args ...string) (string, error) {
+	args = slices.Concat(r.runc[1:], []string{"exec", r.id}, args)
+	out, err := exec.Command(r.runc[0], args...).CombinedOutput()
+	return string(out), err
 }
 
 // start runs a container on the lab's node with runc.
@@ -205,7 +220,7 @@ func start(t *testing.T, l *lab.Lab, s *specs.Spec) *running {
 		t.Fatal(err)
 	}
 	state, id := filepath.Join(bundle, "state"), fmt.Sprintf("lbplab-%d-%s", os.Getpid(), filepath.Base(bundle))
-	r := &running{ended: make(chan struct{})}
+	r := &running{ended: make(chan struct{}), runc: []string{"runc", "--root", state}, id: id}
 	r.cmd = exec.CommandContext(t.Context(), "runc", "--root", state, "run", "--bundle", bundle, id)
 	r.cmd.Stdout, r.cmd.Stderr = &r.log, &r.log
 	r.cmd.Cancel = func() error { return r.cmd.Process.Signal(syscall.SIGTERM) }

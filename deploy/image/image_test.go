@@ -161,7 +161,7 @@ func checkImage(t *testing.T, l layout, d oci.Descriptor) {
 	}
 	lib := map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}[c.Architecture]
 	for _, name := range []string{
-		programPath, "usr/sbin/xtables-nft-multi", "usr/sbin/xtables-legacy-multi", "usr/sbin/iptables-restore", "usr/sbin/ip6tables-legacy-save",
+		programPath, "usr/sbin/xtables-nft-multi", "usr/sbin/xtables-legacy-multi", "usr/sbin/nft", "usr/sbin/iptables-restore", "usr/sbin/ip6tables-legacy-save",
 		"usr/lib/" + lib + "/libc.so.6", "usr/lib/" + lib + "/xtables/libxt_statistic.so", "usr/lib/" + lib + "/libnftnl.so.11",
 		"etc/ssl/certs/ca-certificates.crt", "etc/os-release", "usr/share/doc/iptables/copyright", "var/lib/dpkg/status.d/iptables",
 	} {

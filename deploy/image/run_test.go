@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -224,6 +225,7 @@ func TestPrograms(t *testing.T) {
 		{"/usr/sbin/iptables -V", "(nf_tables)"}, {"/usr/sbin/ip6tables -V", "(nf_tables)"},
 		{"/usr/sbin/iptables-legacy -V", "(legacy)"}, {"/usr/sbin/ip6tables-legacy -V", "(legacy)"},
 		{"/usr/sbin/iptables-nft-save -V", "(nf_tables)"}, {"/usr/sbin/ip6tables-legacy-restore -V", "(legacy)"},
+		{"/usr/sbin/nft -v", "nftables v1."}, {"/usr/sbin/nft -j -n list tables", `{"nftables": [`},
 		{"/usr/sbin/iptables -m statistic -h", "statistic match options"}, {"/usr/sbin/iptables -j MASQUERADE -h", "MASQUERADE target options"},
 	} {
 		args := strings.Fields(tc.program)
@@ -237,6 +239,9 @@ func TestPrograms(t *testing.T) {
 		t.Error("the image has a shell")
 	}
 }
+
+// nodeByVariable is what lbproxy says of the node's name.
+var nodeByVariable = regexp.MustCompile(`(?m)^nodeName +` + lab.Node + ` +LBPROXY_NODE_NAME$`)
 
 // TestDaemonSetServes runs lbproxy as the DaemonSet has it: on the image's read-only file
 // system, with its volumes, capabilities and seccomp profile and nothing else, by runc.
@@ -262,6 +267,9 @@ func TestDaemonSetServes(t *testing.T) {
 				got := conn.Exchange(t.Context(), []byte("again"), time.Second)
 				return got.Backend == "backend2" || name == "ebpf" && got.Kind != lab.OK
 			})
+			if said, err := r.exec("/"+programPath, "get", "config", "--given"); err != nil || !nodeByVariable.MatchString(said) {
+				t.Errorf("lbproxy get config in the container: %v, want the node's name by its variable in\n%s", err, said)
+			}
 			for _, level := range []string{"level=ERROR", "level=WARN"} {
 				if strings.Contains(r.log.String(), level) {
 					t.Errorf("the log has %s:\n%s", level, r.log.String())

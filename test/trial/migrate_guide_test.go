@@ -81,6 +81,8 @@ func (g *guide) play(text string) bool {
 	g.t.Helper()
 	const patch = "kubectl -n kube-system patch daemonset kube-proxy "
 	switch {
+	case text == "kubectl create namespace lbproxy", strings.HasPrefix(text, "kubectl label namespace lbproxy "):
+		return g.agent == nil // before there are pods; to a node it is nothing
 	case strings.HasPrefix(text, "helm install lbproxy "):
 		g.agent = g.startLbproxy("run", "--config="+g.config)
 		g.agent.awaitLog("cannot bind")
@@ -94,7 +96,7 @@ func (g *guide) play(text string) bool {
 	case text == "kubectl -n kube-system rollout status daemonset/kube-proxy":
 		return g.kube.alive()
 	case strings.HasPrefix(text, "kubectl -n lbproxy patch daemonset lbproxy "):
-		_, list, _ := strings.Cut(text, `"value":["`)
+		_, list, _ := strings.Cut(text, `"args":["`)
 		list, _, _ = strings.Cut(list, `"]`)
 		g.agent.end(syscall.SIGTERM)
 		g.agent = g.startLbproxy(strings.Split(strings.ReplaceAll(list, configFile, g.config), `","`)...)

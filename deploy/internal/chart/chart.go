@@ -44,11 +44,18 @@ func Dir(deploy string) string { return filepath.Join(deploy, "chart", "lbproxy"
 // Render returns the manifests that the chart in dir makes of values, as one YAML stream
 // in the order of installation, and what helm says after it.
 func Render(dir string, values Values) (manifests []byte, said string, err error) {
+	return render(dir, values, engine.Render)
+}
+
+// templates runs the templates of a chart, with or without a cluster to look into.
+type templates func(*helmchart.Chart, chartutil.Values) (map[string]string, error)
+
+func render(dir string, values Values, run templates) (manifests []byte, said string, err error) {
 	c, err := loader.LoadDir(dir)
 	if err != nil {
 		return nil, "", fmt.Errorf("chart: %w", err)
 	}
-	files, err := execute(c, values)
+	files, err := execute(c, values, run)
 	if err != nil {
 		return nil, "", err
 	}
@@ -76,7 +83,7 @@ func Render(dir string, values Values) (manifests []byte, said string, err error
 }
 
 // execute runs all templates, by their paths.
-func execute(c *helmchart.Chart, values Values) (map[string]string, error) {
+func execute(c *helmchart.Chart, values Values, run templates) (map[string]string, error) {
 	version, err := chartutil.ParseKubeVersion(KubeVersion)
 	if err != nil {
 		return nil, err
@@ -88,7 +95,7 @@ func execute(c *helmchart.Chart, values Values) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("values: %w", err)
 	}
-	files, err := engine.Render(c, all)
+	files, err := run(c, all)
 	if err != nil {
 		return nil, fmt.Errorf("templates: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -42,12 +43,13 @@ var everything = Values{
 		Values{"matchExpressions": []any{Values{"key": "proxy", "operator": "NotIn", "values": []any{"other"}}}},
 	}}}},
 	"tolerations":    []any{Values{"key": "a", "operator": "Exists", "effect": "NoSchedule"}},
-	"updateStrategy": Values{"type": "OnDelete"},
+	"updateStrategy": Values{"type": "OnDelete"}, "minReadySeconds": 30,
 	"podAnnotations": Values{"example.com/a": "b"},
 	"podLabels":      Values{"example.com/c": "d"},
 	"extraEnv":       []any{Values{"name": "GOMEMLIMIT", "value": "900MiB"}},
 	"serviceAccount": Values{"create": true, "name": "proxy", "annotations": Values{"example.com/e": "f"}},
 	"namespace":      Values{"create": true},
+	"resourceQuota":  Values{"create": true, "pods": 5000},
 }
 
 // cases are sets of values that people have.
@@ -101,7 +103,7 @@ func as[T any](t *testing.T, obj *unstructured.Unstructured) *T {
 	return typed
 }
 
-func render(t *testing.T, values Values) (map[string]*unstructured.Unstructured, string) {
+func rendered(t *testing.T, values Values) (map[string]*unstructured.Unstructured, string) {
 	t.Helper()
 	out, said, err := Render(Dir(deployDir), values)
 	if err != nil {
@@ -112,8 +114,41 @@ func render(t *testing.T, values Values) (map[string]*unstructured.Unstructured,
 
 func daemonSet(t *testing.T, values Values) *appsv1.DaemonSet {
 	t.Helper()
-	objs, _ := render(t, values)
+	objs, _ := rendered(t, values)
 	return as[appsv1.DaemonSet](t, objs["DaemonSet"])
+}
+
+// The quota admits pods of lbproxy's priority, where the API server wants one.
+func TestResourceQuota(t *testing.T) {
+	if objs, _ := rendered(t, nil); objs["ResourceQuota"] != nil {
+		t.Error("there is a quota that nobody asked for")
+	}
+	for pods, values := range map[string]Values{
+		"1G": {"resourceQuota": Values{"create": true}}, "5k": everything, // 5000, as the API writes it
+	} {
+		objs, _ := rendered(t, values)
+		quota := as[corev1.ResourceQuota](t, objs["ResourceQuota"])
+		if got := quota.Spec.Hard.Pods().String(); got != pods {
+			t.Errorf("the quota is of %s pods, want %s", got, pods)
+		}
+		want := corev1.ScopedResourceSelectorRequirement{
+			ScopeName: corev1.ResourceQuotaScopePriorityClass, Operator: corev1.ScopeSelectorOpIn,
+			Values: []string{as[appsv1.DaemonSet](t, objs["DaemonSet"]).Spec.Template.Spec.PriorityClassName},
+		}
+		if got := quota.Spec.ScopeSelector; got == nil || len(got.MatchExpressions) != 1 || !reflect.DeepEqual(got.MatchExpressions[0], want) {
+			t.Errorf("the quota is for %+v, want %+v", got, want)
+		}
+	}
+}
+
+// An agent that ends again and again is ready in between, and no reason to go on.
+func TestMinReadySeconds(t *testing.T) {
+	if got := daemonSet(t, nil).Spec.MinReadySeconds; got <= 0 {
+		t.Errorf("a pod counts after %d s, want some", got)
+	}
+	if got := daemonSet(t, everything).Spec.MinReadySeconds; got != 30 {
+		t.Errorf("a pod counts after %d s, want 30", got)
+	}
 }
 
 // What is rendered, and what kustomize builds, is what the API of Kubernetes accepts.
@@ -165,7 +200,7 @@ func TestConforms(t *testing.T) {
 func TestConfigIsRead(t *testing.T) {
 	files := map[string]string{}
 	for name, values := range cases {
-		objs, _ := render(t, values)
+		objs, _ := rendered(t, values)
 		files[name] = as[corev1.ConfigMap](t, objs["ConfigMap"]).Data["config.yaml"]
 	}
 	example, err := Kustomize(filepath.Join(deployDir, "kustomize", "example"))
@@ -200,6 +235,8 @@ func TestRefusedValues(t *testing.T) {
 		{Values{"config": Values{"nodeName": "a"}}, "config.nodeName: is not for all nodes"},
 		{Values{"config": Values{"bpffs": "/bpf"}}, "config.bpffs: say it with paths"},
 		{Values{"paths": Values{"state": "run"}}, "state"},
+		{Values{"resourceQuota": Values{"pods": "many"}}, "pods"},
+		{Values{"minReadySeconds": -1}, "minReadySeconds"},
 		{Values{"scripts": Values{"hostPath": "scripts"}}, "hostPath"},
 	} {
 		if _, _, err := Render(Dir(deployDir), tc.values); err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -249,14 +286,35 @@ func TestRollsOnlyWhenNeeded(t *testing.T) {
 	}
 }
 
+// knowsNode tells whether a container has the node's name where lbproxy reads it.
+func knowsNode(c corev1.Container) bool {
+	return slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool {
+		return e.Name == "LBPROXY_NODE_NAME" && e.ValueFrom != nil && e.ValueFrom.FieldRef != nil && e.ValueFrom.FieldRef.FieldPath == "spec.nodeName"
+	})
+}
+
+// The node's name is in the environment, where whatever is run in the pod finds it:
+// lbproxy migrate, as well as the agent.
+func TestNodeName(t *testing.T) {
+	for name, values := range cases {
+		pod := daemonSet(t, values).Spec.Template.Spec
+		for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+			named := knowsNode(c)
+			if given := strings.Contains(strings.Join(c.Args, " "), "--node-name"); !named || given {
+				t.Errorf("%s: container %s: LBPROXY_NODE_NAME is the node's: %v, want true; its arguments name the node: %v, want false", name, c.Name, named, given)
+			}
+		}
+	}
+}
+
 func TestNotes(t *testing.T) {
-	_, said := render(t, nil)
-	for _, want := range []string{"apiServer.host is empty", "clusterCIDR is empty", "rollout status daemonset/lbproxy"} {
+	_, said := rendered(t, nil)
+	for _, want := range []string{"apiServer.host is empty", "clusterCIDR is empty", "rollout status daemonset/lbproxy", "label namespace lbproxy pod-security.kubernetes.io/enforce=privileged"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("the notes do not say %q:\n%s", want, said)
 		}
 	}
-	if _, said = render(t, everything); strings.Contains(said, "WARNING") {
+	if _, said = rendered(t, everything); strings.Contains(said, "WARNING") {
 		t.Errorf("the notes warn where nothing is wrong:\n%s", said)
 	}
 }

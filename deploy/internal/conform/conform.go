@@ -85,7 +85,7 @@ func what(r validator.Result) string {
 }
 
 // kinds are those that lbproxy's manifests may have.
-var kinds = []string{"Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet"}
+var kinds = []string{"Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet", "ResourceQuota"}
 
 const refPrefix = "#/definitions/"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package rootfs makes the file system of lbproxy's image from Debian packages: the
-// iptables programs of both backends with what these load, the certificates of
+// iptables programs of both backends and nft with what these load, the certificates of
 // authorities, and the files by which scanners know what is in it. There is no shell.
 package rootfs
 
@@ -28,14 +28,15 @@ import (
 var Packages = []string{
 	"base-files", "ca-certificates", "iptables", "libc6", "libip4tc2", "libip6tc2", "libmnl0",
 	"libnetfilter-conntrack3", "libnfnetlink0", "libnftnl11", "libxtables12", "netbase",
+	"libbsd0", "libedit2", "libgmp10", "libjansson4", "libmd0", "libnftables1", "libtinfo6", "nftables", // nft
 }
 
 // wanted are the paths that are taken; a link's target has to be wanted, too.
 var wanted = regexp.MustCompile(`^(` + strings.Join([]string{
 	`usr/lib/os-release|etc/debian_version|etc/protocols|etc/services`,
-	`usr/sbin/(xtables-(nft|legacy)-multi|ip6?tables-(nft|legacy)(-save|-restore)?)`,
+	`usr/sbin/(nft|xtables-(nft|legacy)-multi|ip6?tables-(nft|legacy)(-save|-restore)?)`,
 	`usr/lib/[a-z0-9_]+-linux-gnu/xtables/lib[A-Za-z0-9_]+\.so`,
-	`usr/lib/[a-z0-9_]+-linux-gnu/(ld-linux-[a-z0-9-]+|lib(c|m|dl|pthread|resolv|ip[46]tc|mnl|netfilter_conntrack|nfnetlink|nftnl|xtables))\.so\.[0-9.]+`,
+	`usr/lib/[a-z0-9_]+-linux-gnu/(ld-linux-[a-z0-9-]+|lib(bsd|c|m|dl|edit|gmp|jansson|md|pthread|resolv|tinfo|ip[46]tc|mnl|netfilter_conntrack|nfnetlink|nftables|nftnl|xtables))\.so\.[0-9.]+`,
 	`usr/lib(64)?/ld-linux-[a-z0-9-]+\.so\.[0-9]`,
 	`usr/share/doc/[a-z0-9.+-]+/copyright`,
 }, "|") + `)$`)
@@ -80,7 +81,7 @@ func Base(archive debian.Archive, packages []debian.Package) (Tree, error) {
 	}
 	t["etc/ssl/certs/ca-certificates.crt"] = File{Mode: 0o644, Data: bundle(certificates)}
 	t.own()
-	return t, t.check()
+	return t, errors.Join(t.check(), t.checkLibraries())
 }
 
 // bundle joins certificates in the order of their names.

@@ -38,6 +38,14 @@ fields of the configuration that lbproxy does not take over while it runs. */}}
 {{- dict "apiServer" .Values.apiServer "config" $fields | toJson | sha256sum -}}
 {{- end }}
 
+{{- /* In the environment: whatever is run in the pod reads it, too. */}}
+{{- define "lbproxy.nodeName" -}}
+- name: LBPROXY_NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{- end }}
+
 {{- /* The port of /livez and /readyz; empty if there is no server. */}}
 {{- define "lbproxy.healthPort" -}}
 {{- $addr := .Values.config.healthzBindAddress -}}
