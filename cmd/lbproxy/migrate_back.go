@@ -47,7 +47,12 @@ func (a *app) giveBack(ctx context.Context, cfg config.Config, found *migrate.Fo
 	if err != nil {
 		return agentStillRuns(err)
 	}
-	err = a.drain(ctx, cfg, m)
+	if found.Mode() != "nftables" { // which does not serve 127.0.0.1
+		err = iptables.GiveLocalnet(iptablesOptions(cfg, nil))
+	}
+	if err == nil {
+		err = a.drain(ctx, cfg, m)
+	}
 	if errClose := lock.Close(); err != nil || errClose != nil {
 		return errors.Join(err, errClose)
 	}
@@ -105,21 +110,19 @@ func agentStillRuns(err error) error {
 // mayGiveBack tells what is in the way.
 func (a *app) mayGiveBack(ctx context.Context, cfg config.Config, found *migrate.Found) error {
 	switch {
+	case len(found.Processes) == 0 && found.Blind:
+		return errCannotTell
 	case len(found.Processes) == 0:
 		return errors.New("no kube-proxy runs on this node; start it first: " + startKubeProxy)
 	case !found.Serves():
 		return errors.New("kube-proxy has no rules on this node yet: wait, or look at its log")
 	}
-	rules, err := found.Rules(ctx)
-	if err != nil {
-		return fmt.Errorf("read kube-proxy's rules: %w", err)
-	}
-	want, err := desired(ctx, cfg)
+	s, err := a.bothSides(ctx, cfg, found)
 	if err != nil {
 		return err
 	}
-	if name, n := rules.Missing(want.services); n > 0 {
-		return fmt.Errorf("kube-proxy has no rules for %d frontends of Services with endpoints, such as %s: wait, or look at its log", n, name)
+	if err := migrate.Stale(s.rules, s.services, s.opts); err != nil {
+		return err
 	}
 	lock, err := iptables.Lock(iptablesOptions(cfg, nil))
 	if err != nil {

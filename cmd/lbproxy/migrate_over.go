@@ -43,7 +43,7 @@ func (a *app) takeOver(ctx context.Context, cfg config.Config, found *migrate.Fo
 		}
 		return a.tellStays(found)
 	}
-	if inTheWay != nil && (!m.force || errors.Is(inTheWay, errStillRuns)) {
+	if inTheWay != nil && (!m.force || errors.Is(inTheWay, errStillRuns) || errors.Is(inTheWay, errCannotTell)) {
 		return inTheWay
 	}
 	if err := a.keepTracking(ctx, cfg); err != nil {
@@ -95,10 +95,16 @@ func (a *app) tellStays(found *migrate.Found) error {
 // errStillRuns says that a kube-proxy would write its rules again.
 var errStillRuns = errors.New("kube-proxy runs on this node and would write its rules again")
 
+// errCannotTell says that a kube-proxy may run that is not seen.
+var errCannotTell = errors.New("cannot tell whether kube-proxy runs: hostPID: true is needed")
+
 // mayTakeOver tells what is in the way.
 func (a *app) mayTakeOver(ctx context.Context, cfg config.Config, found *migrate.Found) error {
 	if len(found.Processes) > 0 {
 		return fmt.Errorf("%w (process %d); stop it first: %s", errStillRuns, found.Processes[0], stopKubeProxy)
+	}
+	if found.Blind {
+		return errCannotTell
 	}
 	if err := agentServes(ctx, cfg); err != nil {
 		return err

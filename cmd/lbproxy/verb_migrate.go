@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lbproxy/lbproxy/internal/config"
+	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/migrate"
 )
 
@@ -121,21 +122,40 @@ func (c *comparison) table(w io.Writer) error {
 	return err
 }
 
-// compare compares what was found with what lbproxy would do.
-func (a *app) compare(ctx context.Context, cfg config.Config, found *migrate.Found) (*comparison, error) {
-	rules, err := found.Rules(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("read kube-proxy's rules: %w", err)
+// sides are what kube-proxy's rules do, and what lbproxy would.
+type sides struct {
+	rules    *migrate.Rules
+	services []*dataplane.Service
+	opts     migrate.Options
+}
+
+// bothSides reads them.
+func (a *app) bothSides(ctx context.Context, cfg config.Config, found *migrate.Found) (s sides, err error) {
+	if s.rules, err = found.Rules(ctx); err != nil {
+		return s, fmt.Errorf("read kube-proxy's rules: %w", err)
 	}
 	want, err := desired(ctx, cfg)
 	if err != nil {
+		return s, err
+	}
+	s.services = want.services
+	s.opts = migrate.Options{Local: cfg.LocalDetector(), Node: want.node, Sockets: a.wouldUseEBPF(cfg)}
+	return s, nil
+}
+
+// compare compares what was found with what lbproxy would do.
+func (a *app) compare(ctx context.Context, cfg config.Config, found *migrate.Found) (*comparison, error) {
+	s, err := a.bothSides(ctx, cfg, found)
+	if err != nil {
 		return nil, err
 	}
-	sockets := a.wouldUseEBPF(cfg)
 	c := &comparison{Mode: found.Mode(), Processes: found.Processes, Notes: found.Stays()}
-	c.Differences, c.Frontends = migrate.Compare(rules, want.services, migrate.Options{Local: cfg.LocalDetector(), Node: want.node, Sockets: sockets})
-	if sockets && found.ForwardDrops() {
-		c.Notes = append(c.Notes, "table filter drops what no rule wants forwarded: lbproxy with eBPF writes no rules, so let connections to pods pass")
+	c.Differences, c.Frontends = migrate.Compare(s.rules, s.services, s.opts)
+	if s.opts.Sockets && found.ForwardRefuses() {
+		c.Notes = append(c.Notes, "table filter drops or rejects what no rule wants forwarded: lbproxy with eBPF writes no rules, so let connections to pods pass")
+	}
+	if found.Blind {
+		c.Notes = append(c.Notes, errCannotTell.Error())
 	}
 	return c, nil
 }

@@ -21,6 +21,9 @@ const (
 	Fail = "fail" // connections that kube-proxy serves would not be
 )
 
+// whatBackends is a difference of where connections go.
+const whatBackends = "backends"
+
 // Difference is one thing that lbproxy does otherwise for a kind of caller.
 type Difference struct {
 	Level     string `json:"level"`
@@ -132,17 +135,17 @@ func (p *pair) compareCaller(c caller, kube, ours outcome, opts Options) (diffs 
 	}
 	switch {
 	case len(kube.shares) > 0 && len(ours.shares) == 0:
-		add(Fail, "backends", backendsText(kube), ours.refusal)
+		add(Fail, whatBackends, backendsText(kube), ours.refusal)
 		return diffs
 	case len(kube.shares) == 0 && len(ours.shares) > 0:
-		add(Warn, "backends", cmp.Or(kube.refusal, "not touched"), backendsText(ours))
+		add(Warn, whatBackends, cmp.Or(kube.refusal, "not touched"), backendsText(ours))
 		return diffs
 	case len(kube.shares) == 0:
 		add(Warn, "refusal", cmp.Or(kube.refusal, "not touched"), ours.refusal)
 		return diffs
 	}
 	if k, o := backendsText(kube), backendsText(ours); k != o {
-		add(Warn, "backends", k, o)
+		add(Warn, whatBackends, k, o)
 	} else if !sameShares(kube.shares, ours.shares) {
 		add(Warn, "shares", sharesText(kube.shares), sharesText(ours.shares)+" by "+p.svc.Balance.Algorithm)
 	}
@@ -215,11 +218,7 @@ func backendsText(o outcome) string {
 	for _, b := range slices.SortedFunc(maps.Keys(o.shares), netip.AddrPort.Compare) {
 		names = append(names, b.String())
 	}
-	const most = 8 // that people read
-	if len(names) > most {
-		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], " "), len(names)-most)
-	}
-	return strings.Join(names, " ")
+	return firstOf(names)
 }
 
 // sameShares allows for what kube-proxy's probabilities, of 10 digits, are rounded by.
@@ -257,9 +256,39 @@ func sourceText(o outcome) string {
 	return "the client's"
 }
 
-// Missing counts the frontends of svcs with endpoints that kube-proxy sends nobody from,
+// Stale tells why kube-proxy's rules cannot serve svcs, which lbproxy serves: there are
+// none, or they are of another time, as those of a kube-proxy that was stopped and started,
+// but has not written them yet. nil: they can.
+func Stale(rules *Rules, svcs []*dataplane.Service, opts Options) error {
+	if name, n := rules.missing(svcs); n > 0 {
+		return fmt.Errorf("kube-proxy has no rules for %d frontends of Services with endpoints, such as %s: wait, or look at its log", n, name)
+	}
+	diffs, _ := Compare(rules, svcs, opts)
+	var names []string
+	for _, d := range diffs {
+		if (d.Level == Fail || d.What == whatBackends) && !slices.Contains(names, d.Service) {
+			names = append(names, d.Service)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return fmt.Errorf("kube-proxy's rules are not of now: other endpoints, or other addresses, for %d Services: %s; "+
+		"wait, look at its log, and at lbproxy migrate --check", len(names), firstOf(names))
+}
+
+// firstOf joins as many as people read.
+func firstOf(names []string) string {
+	const most = 8
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], " "), len(names)-most)
+	}
+	return strings.Join(names, " ")
+}
+
+// missing counts the frontends of svcs with endpoints that kube-proxy sends nobody from,
 // and names one.
-func (r *Rules) Missing(svcs []*dataplane.Service) (first string, n int) {
+func (r *Rules) missing(svcs []*dataplane.Service) (first string, n int) {
 	for _, svc := range svcs {
 		if len(svc.Cluster.Backends) == 0 {
 			continue

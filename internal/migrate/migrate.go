@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 
@@ -26,6 +27,7 @@ const ipvsDevice = "kube-ipvs0"
 // Found is what of kube-proxy is on a node.
 type Found struct {
 	Processes []int // ids, of the node's network namespace
+	Blind     bool  // not all processes of the node can be seen: no Processes says nothing
 
 	tables []removal
 	saved  []iptables.Saved
@@ -52,7 +54,8 @@ func Look(ctx context.Context) (*Found, error) {
 			}
 		}
 	}
-	if f.Processes, err = processes("/proc"); err != nil {
+	proc := procfs{"/proc", os.Readlink}
+	if f.Processes, f.Blind, err = proc.processes(); err != nil {
 		return nil, err
 	}
 	_, err = net.InterfaceByName(ipvsDevice)
@@ -60,10 +63,8 @@ func Look(ctx context.Context) (*Found, error) {
 	return f, nil
 }
 
-// Serves tells whether rules are there by which kube-proxy serves.
-func (f *Found) Serves() bool {
-	return len(f.nft) > 0 || slices.ContainsFunc(f.tables, func(r removal) bool { return r.saved.Table == "nat" && len(r.jumps) > 0 })
-}
+// Serves tells whether rules are there by which kube-proxy serves, of either family.
+func (f *Found) Serves() bool { return len(f.nft) > 0 || slices.ContainsFunc(f.saved, reached) }
 
 // Mode is kube-proxy's mode by what it has: nftables, iptables, or nothing.
 func (f *Found) Mode() string {
@@ -91,9 +92,9 @@ func (f *Found) Stays() []string {
 	return all
 }
 
-// ForwardDrops tells whether the node drops what no rule wants forwarded.
-func (f *Found) ForwardDrops() bool {
-	return slices.ContainsFunc(f.saved, func(s iptables.Saved) bool { return s.Table == "filter" && builtins(s.Lines)["FORWARD"] == "DROP" })
+// ForwardRefuses tells whether the node may drop or reject what is forwarded.
+func (f *Found) ForwardRefuses() bool {
+	return slices.ContainsFunc(f.saved, func(s iptables.Saved) bool { return s.Table == "filter" && refuses(s.Lines, "FORWARD") })
 }
 
 // Step is one change of the kernel. It is made wholly or not at all, and none depends on

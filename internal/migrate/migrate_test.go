@@ -3,6 +3,7 @@
 package migrate
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -142,6 +143,42 @@ func TestPlan(t *testing.T) {
 			edit:   [2]string{"-A PREROUTING -m comment", "-A CNI-HOSTPORT-SETMARK -j KUBE-MARK-MASQ\n-A PREROUTING -m comment"},
 			chains: "KUBE-SERVICES", stay: []string{"KUBE-MARK-MASQ", "KUBE-POSTROUTING"}, jumps: 11,
 		},
+		{
+			what:   "FORWARD ends with REJECT",
+			edit:   [2]string{"-A FORWARD -m conntrack", "-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n-A FORWARD -m conntrack"},
+			chains: "KUBE-SERVICES KUBE-NODEPORTS", stay: []string{"KUBE-FORWARD"}, jumps: 11,
+		},
+		{
+			what:   "a chain of FORWARD drops",
+			edit:   [2]string{"-A FORWARD -m conntrack", "-A FORWARD -j SITE\n-A SITE -g SITE-END\n-A SITE-END -j DROP\n-A FORWARD -m conntrack"},
+			chains: "KUBE-SERVICES", stay: []string{"KUBE-FORWARD"}, jumps: 11,
+		},
+		{
+			what:   "only chains of the two proxies drop",
+			edit:   [2]string{"-A FORWARD -m conntrack", "-A FORWARD -j LBP-FORWARD\n-A LBP-FORWARD -j REJECT\n-A FORWARD -m conntrack"},
+			chains: "KUBE-FORWARD", jumps: 12,
+		},
+		{
+			what:   "INPUT ends with DROP",
+			edit:   [2]string{"-A INPUT -j KUBE-FIREWALL", "-A INPUT -j KUBE-FIREWALL\n-A INPUT -j DROP"},
+			chains: "KUBE-SERVICES KUBE-FORWARD", stay: []string{"KUBE-NODEPORTS"}, jumps: 11,
+		},
+		{
+			what:   "INPUT drops, without health check node ports",
+			edit:   [2]string{"-A KUBE-NODEPORTS -p tcp -m comment --comment \"shop/local:http health check node port\" -m tcp --dport 32000 -j ACCEPT", "-A INPUT -j DROP"},
+			chains: "KUBE-NODEPORTS", jumps: 12,
+		},
+		{
+			what:   "a rule of somebody's own jumps to the mark",
+			edit:   [2]string{"-A PREROUTING -m comment", "-A PREROUTING -i wg0 -j KUBE-MARK-MASQ\n-A PREROUTING -m comment"},
+			chains: "KUBE-SERVICES", stay: []string{"KUBE-MARK-MASQ", "KUBE-POSTROUTING"}, jumps: 11,
+		},
+		{
+			what:   "one jumps to a Service",
+			edit:   [2]string{"-A PREROUTING -m comment", "-A PREROUTING -i wg0 -j KUBE-SVC-BEWYIUOQNGT53GB4\n-A PREROUTING -m comment"},
+			chains: "KUBE-SERVICES", jumps: 11,
+			stay: strings.Fields("KUBE-MARK-MASQ KUBE-POSTROUTING KUBE-SEP-6WFPUAOLW2PLU3GE KUBE-SEP-6XYEDWB2B3RTCPZT KUBE-SEP-EENKCM6324XGDNOZ KUBE-SVC-BEWYIUOQNGT53GB4"),
+		},
 	} {
 		text := testdata(t, "iptables.txt")
 		if tc.edit[0] != "" {
@@ -239,8 +276,85 @@ func TestCompare(t *testing.T) {
 func TestMissing(t *testing.T) {
 	rules := readRules(t, "nftables")
 	svcs := []*dataplane.Service{service("10.96.2.1:80", "10.244.1.11:8081"), service("10.96.9.9:80"), service("10.96.9.8:80", "10.244.1.11:8081")}
-	if first, n := rules.Missing(svcs); n != 1 || first != "10.96.9.8:80/TCP" {
+	if first, n := rules.missing(svcs); n != 1 || first != "10.96.9.8:80/TCP" {
 		t.Errorf("%d are missing, such as %q, want 10.96.9.8:80/TCP alone", n, first)
+	}
+}
+
+// oneService are kube-proxy's rules for one Service, with one endpoint.
+const oneService = `*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-SEP-A - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-A - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-SEP-A -p tcp -m tcp -j DNAT --to-destination ENDPOINT
+-A KUBE-SERVICES -d CLUSTERIP -p tcp -m comment --comment "shop/one:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-A
+-A KUBE-SVC-A -m comment --comment "shop/one:http -> ENDPOINT" -j KUBE-SEP-A
+COMMIT
+`
+
+// TestStale: kube-proxy's rules are there, but cannot serve.
+func TestStale(t *testing.T) {
+	const pod, pod6 = "10.244.1.11:8081", "[fd00:10:244:1::11]:8081"
+	four, six := service("10.96.2.1:80", pod), service("[fd00:10:96::21]:80", pod6)
+	six.Name.Family, six.Name.Object.Name = lb.IPv6, "six"
+	halfway := strings.NewReplacer( // lbproxy migrate was interrupted
+		"-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n", "",
+		"-A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n", "")
+	onlyOutput := strings.NewReplacer("-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n", "")
+	type table struct {
+		f       lb.Family
+		backend string
+		to      string
+		edit    *strings.Replacer
+	}
+	same := strings.NewReplacer()
+	now, now6 := table{lb.IPv4, "nft", pod, same}, table{lb.IPv6, "nft", pod6, same}
+	for _, tc := range []struct {
+		what   string
+		tables []table
+		svcs   []*dataplane.Service
+		want   string // of the error
+	}{
+		{"of now", []table{now, now6}, []*dataplane.Service{four, six}, ""},
+		{"endpoints of days ago", []table{{lb.IPv4, "nft", "10.244.1.99:8081", same}, now6}, []*dataplane.Service{four, six}, "1 Services: shop/one:http;"},
+		{"a Service of days ago", []table{now, now6}, []*dataplane.Service{six}, "1 Services: shop/one:http;"},
+		{"not one of now", []table{now}, []*dataplane.Service{four, six}, "no rules for 1 frontends"},
+		{"IPv4 without jumps", []table{{lb.IPv4, "nft", pod, halfway}, now6}, []*dataplane.Service{four, six}, "no rules for 1 frontends of Services with endpoints, such as 10.96.2.1:80/TCP"},
+		{"one jump", []table{{lb.IPv4, "nft", pod, onlyOutput}, now6}, []*dataplane.Service{four, six}, "such as 10.96.2.1:80/TCP"},
+		{"jumps of the other backend", []table{{lb.IPv4, "legacy", pod, halfway}, {lb.IPv4, "nft", pod, halfway}, now6}, []*dataplane.Service{four, six}, "such as 10.96.2.1:80/TCP"},
+		{"both backends, one is old", []table{now, {lb.IPv4, "legacy", "10.244.1.99:8081", same}, now6}, []*dataplane.Service{four, six}, "1 Services: shop/one:http;"},
+		{"both backends, the other is old", []table{{lb.IPv4, "nft", "10.244.1.99:8081", same}, {lb.IPv4, "legacy", pod, same}, now6}, []*dataplane.Service{four, six}, "1 Services: shop/one:http;"},
+		{"both backends", []table{now, {lb.IPv4, "legacy", pod, same}, now6}, []*dataplane.Service{four, six}, ""},
+		{"old chains of the other backend", []table{now, {lb.IPv4, "legacy", "10.244.1.99:8081", halfway}, now6}, []*dataplane.Service{four, six}, ""},
+	} {
+		rules, serves := newRules(), &Found{}
+		for _, tb := range tc.tables {
+			ip := "10.96.2.1/32"
+			if tb.f == lb.IPv6 {
+				ip = "fd00:10:96::21/128"
+			}
+			s := saved(tb.edit.Replace(strings.NewReplacer("ENDPOINT", tb.to, "CLUSTERIP", ip).Replace(oneService)), tb.f)
+			s[0].Backend = tb.backend
+			rules.addSaved(s[0])
+			serves.saved = append(serves.saved, s...)
+		}
+		err := Stale(rules, tc.svcs, Options{})
+		if text := fmt.Sprint(err); tc.want == "" && err != nil || !strings.Contains(text, tc.want) {
+			t.Errorf("%s: got %v, want %q", tc.what, err, tc.want)
+		}
+		if !serves.Serves() {
+			t.Errorf("%s: one family serves, which is not seen", tc.what)
+		}
+	}
+	s := saved(halfway.Replace(oneService), lb.IPv4)
+	found := &Found{saved: s, tables: []removal{{saved: s[0], jumps: []string{"POSTROUTING -j KUBE-POSTROUTING"}}}}
+	if found.Serves() {
+		t.Error("kube-proxy serves with no jump but that of POSTROUTING")
 	}
 }
 
@@ -251,7 +365,9 @@ func FuzzRule(f *testing.F) {
 	f.Fuzz(func(t *testing.T, line string) {
 		r := newRules()
 		for _, table := range []string{"nat", "filter"} {
-			s := iptables.Saved{Family: lb.IPv4, Table: table, Lines: []string{line, "-A KUBE-SERVICES -d 10.0.0.1/32 -p tcp --dport 1 -j KUBE-SVC-A"}}
+			s := iptables.Saved{Family: lb.IPv4, Table: table, Lines: []string{
+				line, "-A PREROUTING -j KUBE-SERVICES", "-A OUTPUT -j KUBE-SERVICES", "-A KUBE-SERVICES -d 10.0.0.1/32 -p tcp --dport 1 -j KUBE-SVC-A",
+			}}
 			r.addSaved(s)
 			plan(s)
 		}

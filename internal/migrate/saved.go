@@ -4,6 +4,7 @@ package migrate
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -131,11 +132,17 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 	return netip.PrefixFrom(a, a.BitLen()), true
 }
 
+// savedKey makes chains of both families and backends differ.
+func savedKey(s iptables.Saved, name string) string { return chainKey(s.Family, s.Backend+" "+name) }
+
 // chainKey makes chains of both families differ.
 func chainKey(f lb.Family, name string) string { return f.String() + " " + name }
 
-// addSaved adds what a table of iptables says.
+// addSaved adds what a table of iptables says, if it is reached.
 func (r *Rules) addSaved(s iptables.Saved) {
+	if s.Table == "nat" && !reached(s) {
+		return
+	}
 	for _, line := range s.Lines {
 		chain, text, _, ok := savedRule(line)
 		if !ok || !isOwn(chain) {
@@ -146,11 +153,12 @@ func (r *Rules) addSaved(s iptables.Saved) {
 		case s.Table == "nat" && (chain == "KUBE-SERVICES" || chain == "KUBE-NODEPORTS"):
 			if key, ok := m.key(s.Family, chain == "KUBE-NODEPORTS"); ok && isOwn(m.target) {
 				fe := r.at(key)
-				fe.chain, fe.service = chainKey(s.Family, m.target), serviceOf(m.comment)
+				r.lead(key, fe, savedKey(s, m.target))
+				fe.service = serviceOf(m.comment)
 			}
 		case s.Table == "nat":
-			m.chains = []string{chainKey(s.Family, m.target)}
-			r.chains[chainKey(s.Family, chain)] = append(r.chains[chainKey(s.Family, chain)], m.rule)
+			m.chains = []string{savedKey(s, m.target)}
+			r.chains[savedKey(s, chain)] = append(r.chains[savedKey(s, chain)], m.rule)
 		case s.Table == "filter" && (chain == "KUBE-SERVICES" || chain == "KUBE-EXTERNAL-SERVICES" || chain == "KUBE-PROXY-FIREWALL"):
 			if key, ok := m.key(s.Family, !m.dst.IsValid()); ok && (m.do == actDrop || m.do == actReject) {
 				fe := r.at(key)
@@ -162,7 +170,25 @@ func (r *Rules) addSaved(s iptables.Saved) {
 		}
 	}
 	if s.Table == "nat" {
-		r.findRanges(s.Family)
+		r.findRanges(savedKey(s, "KUBE-FW-"))
+	}
+}
+
+// lead makes chain answer at a frontend. Where both backends of iptables answer, which one
+// comes first depends on which was loaded first: either is taken to get its half, so that
+// it shows if they do not do the same.
+func (r *Rules) lead(key lb.FrontendKey, fe *frontend, chain string) {
+	if fe.chain == "" || fe.chain == chain {
+		fe.chain = chain
+		return
+	}
+	either := "either of " + key.String()
+	if fe.chain != either {
+		r.chains[either] = []rule{{do: actChain, chains: []string{fe.chain}}}
+		fe.chain = either
+	}
+	if first := &r.chains[either][0]; !slices.Contains(first.chains, chain) {
+		first.chains = append(first.chains, chain)
 	}
 }
 
@@ -184,9 +210,8 @@ func serviceOf(comment string) string {
 }
 
 // findRanges notes the source ranges of load balancers, which are rules of chains of
-// their own.
-func (r *Rules) findRanges(f lb.Family) {
-	prefix := chainKey(f, "KUBE-FW-")
+// their own, with keys of that prefix.
+func (r *Rules) findRanges(prefix string) {
 	for _, fe := range r.frontends {
 		if !strings.HasPrefix(fe.chain, prefix) || fe.ranges != nil {
 			continue

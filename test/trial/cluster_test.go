@@ -33,10 +33,28 @@ func (r *rig) newCluster(backend string) *cluster {
 	api := r.apiServer()
 	api.put(r.objects()...)
 	api.put(nodeObject())
+	r.kubelet()
 	return &cluster{r: r, path: paths[0], kubeconfig: api.kubeconfig, env: []string{
 		"PATH=" + r.programs(backend) + string(filepath.ListSeparator) + os.Getenv("PATH"),
 		"XTABLES_LOCKFILE=" + filepath.Join(r.lab.Dir(), "xtables.lock"),
 	}}
+}
+
+// kubelet starts a process of that name. Where tests run in a container, lbproxy tells by it
+// that it sees the processes of the node.
+func (r *rig) kubelet() {
+	r.t.Helper()
+	sleep, err := exec.LookPath("sleep")
+	path := filepath.Join(r.lab.Dir(), "kubelet")
+	if err == nil {
+		err = os.Symlink(sleep, path)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(r.t.Context(), path, "infinity")
+	cmd.Args[0] = "sleep"
+	r.launch(cmd)
 }
 
 // programs is a directory of the names that kube-proxy calls iptables by.

@@ -137,6 +137,12 @@ func TestMigrateCheck(t *testing.T) {
 			for d := range want {
 				t.Errorf("is not told: %+v", d)
 			}
+
+			back := append([]string{"migrate"}, r.runArgs("--dataplane="+m.dataplane, "--rollback")[1:]...)
+			r.lbproxy(back...).want(t, 1, "kube-proxy has no rules for 2 frontends")
+			t.Log("its rules are of another time: chains are there, with other endpoints")
+			r.put("every.yaml", strings.ReplaceAll(r.everySlice(), r.lab.Host("backend3").Addr4.String(), "10.244.1.77"))
+			r.lbproxy(back...).want(t, 1, "kube-proxy's rules are not of now", "2 Services: shop/plain")
 		})
 	}
 }

@@ -71,6 +71,10 @@ func testMigrate(t *testing.T, mode, backend string, flags ...string) {
 	verb("--dry-run").want(t, 0, "would remove", "would refuse now")
 
 	t.Log("both run; then kube-proxy ends")
+	settings := r.sysctls()
+	if slices.Contains(flags, "--dataplane=iptables") {
+		r.setLocalnet("0") // so that lbproxy sets it again, and would reset it
+	}
 	a := r.start(flags...)
 	a.awaitLog("cannot bind")
 	l.flows()
@@ -130,6 +134,21 @@ func testMigrate(t *testing.T, mode, backend string, flags ...string) {
 	r.nothingAtAll()
 	if !k.alive() {
 		t.Error("kube-proxy has ended")
+	}
+	if now, want := r.sysctls()[localnet], settings[localnet]; now != want {
+		t.Errorf("%s is %q under a kube-proxy, want %q", localnet, now, want)
+	}
+}
+
+// localnet lets node ports be served at 127.0.0.1.
+const localnet = "net/ipv4/conf/all/route_localnet"
+
+// setLocalnet sets it on the node.
+func (r *rig) setLocalnet(value string) {
+	r.t.Helper()
+	err := r.lab.Host(lab.Node).Do(func() error { return os.WriteFile("/proc/sys/"+localnet, []byte(value), 0) })
+	if err != nil {
+		r.t.Fatal(err)
 	}
 }
 

@@ -124,7 +124,9 @@ func (r *rig) startLoad() *load {
 		for _, to := range targets(80, nodePort) {
 			for _, proto := range []string{lab.TCP, lab.UDP} {
 				name := fmt.Sprintf("%s of %s to the %s", proto, from, to.name)
+				l.mu.Lock() // those before run already
 				l.made[name] = 0
+				l.mu.Unlock()
 				for range min(scale, 2) {
 					l.wg.Go(func() {
 						pause := time.NewTicker(loadPause)

@@ -3,7 +3,9 @@
 package iptables
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -144,6 +146,15 @@ func closeLocalnet(o Options, s sysctls) bool {
 		return false
 	}
 	return s.set(s.file("net/ipv4/conf/all/route_localnet"), 0) && os.Remove(mark) == nil
+}
+
+// GiveLocalnet makes route_localnet stay for a kube-proxy that serves from now on, which
+// has found it set and does not set it again: nothing here resets it any more.
+func GiveLocalnet(opts Options) error {
+	if err := os.Remove(localnetMark(opts.orDefault())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("keep route_localnet: %w", err)
+	}
+	return nil
 }
 
 func (s sysctls) file(name string) string { return filepath.Join(s.root, name) }

@@ -128,3 +128,30 @@ func TestNoConntrackIsNotSet(t *testing.T) {
 		t.Errorf("max %q, %v: want it raised", max, err)
 	}
 }
+
+// TestLocalnetIsReset: only where lbproxy has set it, and nobody else has it now.
+func TestLocalnetIsReset(t *testing.T) {
+	for _, tc := range []struct {
+		what, before string
+		given        bool
+		want         string
+	}{
+		{"set by lbproxy", "0", false, "0"},
+		{"set before", "1", false, "1"},
+		{"set by lbproxy, given to kube-proxy", "0", true, "1"},
+		{"set before, given to kube-proxy", "1", true, "1"},
+	} {
+		const name = "net/ipv4/conf/all/route_localnet"
+		s := newSettings(t, map[string]string{name: tc.before})
+		opts := Options{LockFile: filepath.Join(t.TempDir(), "lock")}
+		openLocalnet(opts, s.sysctls)
+		if tc.given {
+			if err := GiveLocalnet(opts); err != nil {
+				t.Errorf("%s: %v", tc.what, err)
+			}
+		}
+		closeLocalnet(opts, s.sysctls)
+		t.Log(tc.what)
+		s.want(name, tc.want)
+	}
+}
