@@ -53,6 +53,8 @@ check gofmt format_go
 check golangci-lint golangci_in .
 check golangci-lint:test/cluster golangci_in test/cluster
 check golangci-lint:deploy golangci_in deploy
+check golangci-lint:test/monitoring golangci_in test/monitoring
+check golangci-lint:tools/vulncheck golangci_in tools/vulncheck
 check clang-format format_c
 check bpf/include/uapi.h bpf/include/check.sh
 check shellcheck scripts

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,7 +52,7 @@ type (
 
 // build writes a database of the vulnerabilities in the directory osv, one file each, below
 // the directory out. Source: go.dev/doc/security/vuln/database, version 1.
-func build(osv, out string) error {
+func build(osv, out string, w io.Writer) error {
 	files, err := filepath.Glob(filepath.Join(osv, "*.json"))
 	if err != nil {
 		return err
@@ -95,7 +96,7 @@ func build(osv, out string) error {
 		all = append(all, m)
 	}
 	slices.SortFunc(all, func(a, b *module) int { return strings.Compare(a.Path, b.Path) })
-	fmt.Printf("%d vulnerabilities of %d modules\n", len(vulns), len(all))
+	fmt.Fprintf(w, "%d vulnerabilities of %d modules\n", len(vulns), len(all))
 	return errors.Join(
 		write(out, "db", map[string]time.Time{"modified": latest}),
 		write(out, "vulns", vulns),

@@ -28,7 +28,7 @@ func main() {
 	err := errors.New("usage: vulncheck database OSV-DIRECTORY DATABASE-DIRECTORY, or vulncheck judge")
 	switch {
 	case len(os.Args) == 4 && os.Args[1] == "database":
-		err = build(os.Args[2], os.Args[3])
+		err = build(os.Args[2], os.Args[3], os.Stdout)
 	case len(os.Args) == 2 && os.Args[1] == "judge":
 		err = judge(os.Stdin, os.Stdout)
 	}

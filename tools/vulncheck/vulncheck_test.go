@@ -3,6 +3,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,7 +33,7 @@ func TestJudge(t *testing.T) {
 
 func TestDatabase(t *testing.T) {
 	osv, out := t.TempDir(), filepath.Join(t.TempDir(), "db")
-	if err := build(osv, out); err == nil {
+	if err := build(osv, out, io.Discard); err == nil {
 		t.Error("no vulnerability: no error")
 	}
 	for id, text := range map[string]string{
@@ -43,7 +44,7 @@ func TestDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := build(osv, out); err != nil {
+	if err := build(osv, out, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	for file, want := range map[string]string{
