@@ -41,15 +41,15 @@ func openEBPF(c config.Config, _ announcer, log *slog.Logger) (plane, error) {
 	if err := iptables.Keep(context.Background()); err != nil {
 		log.Warn("old connections of the iptables dataplane, and new ones, may get the same ports", "error", err)
 	}
-	if err := (iptables.Tracker{}).Reserve(nil); err != nil { // by whom was draining what goes on now
-		log.Warn("source ports that conntrack has reserved stay so for a minute", "error", err)
-	}
 	d, err := ebpf.Open(ebpfOptions(c, log))
 	if err != nil {
 		if lock != nil {
 			err = errors.Join(err, lock.Close())
 		}
 		return nil, err
+	}
+	if err := (iptables.Tracker{}).Reserve(nil); err != nil { // by whom was draining what goes on now
+		log.Warn("source ports that conntrack has reserved stay so for a minute", "error", err)
 	}
 	p := &ebpfPlane{d, lock, log, make(chan struct{}, 1)}
 	p.look()

@@ -69,7 +69,10 @@ func TestForbiddenProbes(t *testing.T) {
 			{byGRPC, drops, "grpc: cannot connect: no answer"},
 			{byGRPC, refuses, "grpc: connection refused"},
 		} {
-			r.put("web.yaml", plain) // it forgets
+			r.put("web.yaml", plain)
+			eventually(t, "what was thought of backend1 is forgotten", func() bool {
+				return !strings.Contains(r.lbproxy("get", "health").stdout, r.backend("backend1"))
+			})
 			r.forbid("backend1", tc.how, lab.NodeAddr4)
 			r.put("web.yaml", says(plain, tc.probe, "lbproxy.io/health-check-timeout: 300ms"))
 			var failed int

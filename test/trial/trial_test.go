@@ -5,6 +5,7 @@
 package trial
 
 import (
+	"encoding/json"
 	"net"
 	"os"
 	"path/filepath"
@@ -203,7 +204,12 @@ func TestStopAndCleanup(t *testing.T) {
 	}
 	r.serves(webVIP, "backend1", "backend2")
 
-	r.lbproxy("cleanup").want(t, 0, "removed "+r.lab.BPFFS()+"/lbproxy/v4/links/", "removed "+r.lab.BPFFS()+"/lbproxy/v4/maps/frontends")
+	var version struct{ MapLayout string }
+	if err := json.Unmarshal([]byte(r.lbproxy("version", "-o", "json").stdout), &version); err != nil {
+		t.Fatal(err)
+	}
+	pins := r.lab.BPFFS() + "/lbproxy/" + version.MapLayout
+	r.lbproxy("cleanup").want(t, 0, "removed "+pins+"/links/", "removed "+pins+"/maps/frontends")
 	r.nothingLeft()
 	r.gone(webVIP)
 	r.lbproxy("cleanup").want(t, 0, "nothing to remove")
