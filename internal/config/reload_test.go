@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -139,18 +140,18 @@ func TestWatch(t *testing.T) {
 		l.path = filepath.Join(dir, "..data")
 		l.seen = stat(l.path)
 		ctx, cancel := context.WithCancel(t.Context())
-		calls := 0
+		var calls atomic.Int32 // a timer that fires knows nothing of who looked before
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			l.Watch(ctx, time.Second, func() { calls++ })
+			l.Watch(ctx, time.Second, func() { calls.Add(1) })
 		}()
-		step := func(what string, want int) {
+		step := func(what string, want int32) {
 			t.Helper()
 			<-time.After(time.Second)
 			synctest.Wait()
-			if calls != want {
-				t.Errorf("%s: %d calls, want %d", what, calls, want)
+			if got := calls.Load(); got != want {
+				t.Errorf("%s: %d calls, want %d", what, got, want)
 			}
 		}
 		step("nothing", 0)
@@ -175,7 +176,7 @@ func TestWatch(t *testing.T) {
 		l.seen = nil // a change before anybody looks
 		ctx, cancel = context.WithCancel(t.Context())
 		defer cancel()
-		go l.Watch(ctx, time.Second, func() { calls++ })
+		go l.Watch(ctx, time.Second, func() { calls.Add(1) })
 		step("before: once seen", 3)
 		step("before: twice", 4)
 	})
