@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -26,6 +27,9 @@ const (
 
 // errFlood is the error of a backend that sends more than a probe reads.
 var errFlood = fmt.Errorf("the backend sent more than %d bytes", grpcBytes)
+
+// errOneConnection ends a probe whose connection did not last.
+var errOneConnection = errors.New("the connection ended before the answer")
 
 // limited is a connection of which no more than so many bytes are read. One goroutine
 // reads.
@@ -57,9 +61,13 @@ func (p *prober) askGRPC(ctx context.Context, t Target) error {
 		default: // the first one counts
 		}
 	}
+	var dialled atomic.Bool
 	conn, err := grpc.NewClient("passthrough:///"+t.Addr.String(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			if dialled.Swap(true) { // grpc tries again by itself, and each time as much would be read
+				return nil, errOneConnection
+			}
 			conn, err := dialOnce(ctx, w, t)
 			if err != nil {
 				fail(err)

@@ -145,6 +145,7 @@ func TestHTTP(t *testing.T) {
 // that says it, not by that of another one with the same probe.
 func TestRedirectsOfEachBackend(t *testing.T) {
 	var at [2]netip.AddrPort
+	var servers [2]*httptest.Server
 	for i := range at {
 		mux := http.NewServeMux()
 		mux.HandleFunc("/leader", func(w http.ResponseWriter, r *http.Request) {
@@ -154,7 +155,12 @@ func TestRedirectsOfEachBackend(t *testing.T) {
 			http.Redirect(w, r, "http://"+at[i].String()+"/fault", http.StatusTemporaryRedirect)
 		})
 		mux.HandleFunc("/fault", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
-		at[i] = addrOf(t, httptest.NewServer(mux))
+		servers[i] = httptest.NewUnstartedServer(mux)
+		at[i] = netip.MustParseAddrPort(servers[i].Listener.Addr().String())
+	}
+	for _, s := range servers { // when both addresses are known
+		s.Start()
+		t.Cleanup(s.Close)
 	}
 	for first := range at {
 		p := startProber(t, ProberOptions{})
