@@ -144,7 +144,15 @@ func TestSameValue(t *testing.T) {
 		takes := r.takes
 		r.wait(10 * time.Minute)
 		r.prober.set(errStatus, addr(2))
-		r.wait(2500 * time.Millisecond)
+		suspect := func() bool {
+			return slices.ContainsFunc(r.m.Verdicts(), func(v Verdict) bool { return v.State == Suspect })
+		}
+		for i := 0; i < 100 && !suspect(); i++ { // until one probe has failed, which is not enough to eject
+			r.wait(100 * time.Millisecond)
+		}
+		if !suspect() {
+			t.Error("no probe failed")
+		}
 		r.prober.set(nil, addr(2))
 		r.wait(10 * time.Minute)
 		if r.takes != takes {
