@@ -301,7 +301,16 @@ int lb_sweep(struct sweep *ctx)
 SEC("iter/bpf_sk_storage_map")
 int lb_recount(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
-	recount_sock(ctx);
+	recount_sock(ctx->sk, ctx->value);
+	return 0;
+}
+
+SEC("iter/task_file")
+int lb_recount_file(struct bpf_iter__task_file *ctx)
+{
+	struct sock *sk = sock_of_file(ctx);
+
+	recount_file(sk, state_of(sk));
 	return 0;
 }
 

@@ -12,7 +12,16 @@ char __license[] SEC("license") = "Dual BSD/GPL";
 SEC("iter/bpf_sk_storage_map")
 int lb_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
-	stale_sock(ctx);
+	stale_sock(ctx->meta->seq, ctx->sk, ctx->value);
+	return 0;
+}
+
+SEC("iter/task_file")
+int lb_stale_file(struct bpf_iter__task_file *ctx)
+{
+	struct sock *sk = sock_of_file(ctx);
+
+	stale_sock(ctx->meta->seq, sk, state_of(sk));
 	return 0;
 }
 
@@ -20,7 +29,16 @@ int lb_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 SEC("iter/bpf_sk_storage_map")
 int lb_assigned(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
-	assigned_sock(ctx);
+	assigned_sock(ctx->meta->seq, ctx->sk, ctx->value);
+	return 0;
+}
+
+SEC("iter/task_file")
+int lb_assigned_file(struct bpf_iter__task_file *ctx)
+{
+	struct sock *sk = sock_of_file(ctx);
+
+	assigned_sock(ctx->meta->seq, sk, state_of(sk));
 	return 0;
 }
 
@@ -28,7 +46,16 @@ int lb_assigned(struct bpf_iter__bpf_sk_storage_map *ctx)
 SEC("iter/bpf_sk_storage_map")
 int lb_connected(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
-	connected_sock(ctx);
+	connected_sock(ctx->meta->seq, ctx->sk, ctx->value);
+	return 0;
+}
+
+SEC("iter/task_file")
+int lb_connected_file(struct bpf_iter__task_file *ctx)
+{
+	struct sock *sk = sock_of_file(ctx);
+
+	connected_sock(ctx->meta->seq, sk, state_of(sk));
 	return 0;
 }
 

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "everysock.h"
 #include "sock.h"
 #include "vip.h"
 
@@ -82,17 +83,6 @@ struct task_struct___stale {
 	struct nsproxy___stale *nsproxy;
 };
 
-struct bpf_iter_meta {
-	struct seq_file *seq;
-};
-
-struct bpf_iter__bpf_sk_storage_map {
-	struct bpf_iter_meta *meta;
-	void *map;
-	struct sock *sk;
-	void *value; /* struct sock_state */
-};
-
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct___stale *task;
@@ -149,11 +139,9 @@ static __always_inline void stale_ends(struct stale_sock *s, struct sock *sk)
  * from here on: once it is destroyed nothing else would count it. That of TCP is
  * counted by the state machine.
  */
-static __always_inline void stale_sock(struct bpf_iter__bpf_sk_storage_map *ctx)
+static __always_inline void stale_sock(struct seq_file *seq, struct sock *sk, struct sock_state *st)
 {
 	struct stale_sock s = {};
-	struct sock_state *st = ctx->value;
-	struct sock *sk = ctx->sk;
 
 	if (!st || !sk || !st->vip_port)
 		return;
@@ -173,29 +161,27 @@ static __always_inline void stale_sock(struct bpf_iter__bpf_sk_storage_map *ctx)
 	} else {
 		return;
 	}
-	bpf_seq_write(ctx->meta->seq, &s, sizeof(s));
+	bpf_seq_write(seq, &s, sizeof(s));
 }
 
 /* Tells the cookie of a UDP socket that is connected to a backend. */
-static __always_inline void assigned_sock(struct bpf_iter__bpf_sk_storage_map *ctx)
+static __always_inline void assigned_sock(struct seq_file *seq, struct sock *sk,
+					  struct sock_state *st)
 {
-	struct sock_state *st = ctx->value;
-	struct sock *sk = ctx->sk;
 	__u64 cookie;
 
 	if (!st || !sk || !st->vip_port || sk->sk_protocol != IPPROTO_UDP ||
 	    sk->__sk_common.skc_state == BPF_TCP_CLOSE)
 		return;
 	cookie = bpf_get_socket_cookie(sk);
-	bpf_seq_write(ctx->meta->seq, &cookie, sizeof(cookie));
+	bpf_seq_write(seq, &cookie, sizeof(cookie));
 }
 
 /* Tells where a TCP socket is that is connected to a backend. */
-static __always_inline void connected_sock(struct bpf_iter__bpf_sk_storage_map *ctx)
+static __always_inline void connected_sock(struct seq_file *seq, struct sock *sk,
+					   struct sock_state *st)
 {
 	struct stale_sock s = {};
-	struct sock_state *st = ctx->value;
-	struct sock *sk = ctx->sk;
 
 	if (!st || !sk || !st->vip_port || sk->sk_protocol != IPPROTO_TCP ||
 	    !sk->__sk_common.skc_num || sk->__sk_common.skc_state == BPF_TCP_CLOSE ||
@@ -203,7 +189,7 @@ static __always_inline void connected_sock(struct bpf_iter__bpf_sk_storage_map *
 		return;
 	s.proto = sk->sk_protocol;
 	stale_ends(&s, sk);
-	bpf_seq_write(ctx->meta->seq, &s, sizeof(s));
+	bpf_seq_write(seq, &s, sizeof(s));
 }
 
 /* Tells which network namespace a process is in. Reading what is NULL gives 0. */

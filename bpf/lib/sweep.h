@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conn.h"
+#include "everysock.h"
 #include "sock.h"
 #include "vip.h"
 
@@ -187,13 +188,6 @@ struct sock {
 	struct sock_common __sk_common;
 };
 
-struct bpf_iter__bpf_sk_storage_map {
-	void *meta;
-	void *map;
-	struct sock *sk;
-	void *value; /* struct sock_state */
-};
-
 #pragma clang attribute pop
 
 /*
@@ -201,11 +195,8 @@ struct bpf_iter__bpf_sk_storage_map {
  * a connect() can fail for want of a route, without any program being told: such a
  * socket is not connected, and its connection has ended.
  */
-static __always_inline void recount_sock(struct bpf_iter__bpf_sk_storage_map *ctx)
+static __always_inline void recount_sock(struct sock *sk, struct sock_state *st)
 {
-	struct sock_state *st = ctx->value;
-	struct sock *sk = ctx->sk;
-
 	if (!st || !sk || st->count != SOCK_OPEN)
 		return;
 	if (sk->__sk_common.skc_state == BPF_TCP_CLOSE &&
@@ -213,4 +204,16 @@ static __always_inline void recount_sock(struct bpf_iter__bpf_sk_storage_map *ct
 		sock_closed(st, SOCK_ENDED);
 	else
 		recount(st->backend);
+}
+
+/* The agent writes the number of the recount where backend 0 would be counted. */
+static __always_inline void recount_file(struct sock *sk, struct sock_state *st)
+{
+	__u32 zero = 0;
+	__u64 *round = bpf_map_lookup_elem(&recounts, &zero);
+
+	if (!st || !round || st->round == (__u8)*round)
+		return;
+	st->round = *round;
+	recount_sock(sk, st);
 }

@@ -228,7 +228,8 @@ struct sock_state {
 	struct addr flow_vip; /* of its first entry in udp_flows */
 	__be16 flow_port;     /* 0: it has none */
 	__u8 signal;	      /* enum signal: what is measured */
-	__u8 pad[5];
+	__u8 round;	      /* low bits of the recount that counted it last, if by files */
+	__u8 pad[4];
 };
 _Static_assert(sizeof(struct sock_state) == 80, "no hidden padding");
 

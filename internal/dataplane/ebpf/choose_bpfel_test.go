@@ -181,7 +181,8 @@ type chooseSockState struct {
 	FlowVip  chooseAddr
 	FlowPort uint16
 	Signal   uint8
-	Pad      [5]uint8
+	Round    uint8
+	Pad      [4]uint8
 }
 
 type chooseSourceRange struct {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
@@ -225,6 +226,7 @@ func TestSweep(t *testing.T) {
 		r.wantTotals(tc.what, 8, tc.closed, 0)
 		if tc.later == 0 {
 			r.ping(tcp, "after a sweep")
+			r.eventually("the last segments are acknowledged", r.acknowledged)
 		}
 	}
 	r.sweepLater(25 * time.Hour)
@@ -232,6 +234,27 @@ func TestSweep(t *testing.T) {
 		t.Errorf("%d entries are left in conns, want 0", n)
 	}
 	r.ping(tcp, "a connection that was forgotten, and has but one backend, is picked up again")
+}
+
+// acknowledged tells if no TCP connection of the lab waits for an acknowledgment: a
+// delayed one would be the first packet of a connection that a sweep has forgotten.
+func (r *rig) acknowledged() bool {
+	r.t.Helper()
+	waiting := 0
+	for _, h := range r.lab.Hosts() {
+		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			var socks []*netlink.InetDiagTCPInfoResp
+			if err := h.Do(func() (err error) { socks, err = netlink.SocketDiagTCPInfo(family); return err }); err != nil {
+				r.t.Fatal(err)
+			}
+			for _, s := range socks {
+				if s.InetDiagMsg.State == netlink.TCP_ESTABLISHED && s.TCPInfo.Unacked > 0 {
+					waiting++
+				}
+			}
+		}
+	}
+	return waiting == 0
 }
 
 // sweepLater sweeps as if d had passed.

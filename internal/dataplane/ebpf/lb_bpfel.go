@@ -286,7 +286,8 @@ type lbSockState struct {
 	FlowVip  lbAddr
 	FlowPort uint16
 	Signal   uint8
-	Pad      [5]uint8
+	Round    uint8
+	Pad      [4]uint8
 }
 
 type lbSourceRange struct {
@@ -408,6 +409,7 @@ const (
 	lbProgLbIngress           = "lb_ingress"
 	lbProgLbIngressL3         = "lb_ingress_l3"
 	lbProgLbRecount           = "lb_recount"
+	lbProgLbRecountFile       = "lb_recount_file"
 	lbProgLbSweep             = "lb_sweep"
 	lbVarHostNetns            = "host_netns"
 	lbVarPodsByDevice         = "pods_by_device"
@@ -464,12 +466,13 @@ type lbSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbProgramSpecs struct {
-	LbEgress    *ebpf.ProgramSpec `ebpf:"lb_egress"`
-	LbEgressL3  *ebpf.ProgramSpec `ebpf:"lb_egress_l3"`
-	LbIngress   *ebpf.ProgramSpec `ebpf:"lb_ingress"`
-	LbIngressL3 *ebpf.ProgramSpec `ebpf:"lb_ingress_l3"`
-	LbRecount   *ebpf.ProgramSpec `ebpf:"lb_recount"`
-	LbSweep     *ebpf.ProgramSpec `ebpf:"lb_sweep"`
+	LbEgress      *ebpf.ProgramSpec `ebpf:"lb_egress"`
+	LbEgressL3    *ebpf.ProgramSpec `ebpf:"lb_egress_l3"`
+	LbIngress     *ebpf.ProgramSpec `ebpf:"lb_ingress"`
+	LbIngressL3   *ebpf.ProgramSpec `ebpf:"lb_ingress_l3"`
+	LbRecount     *ebpf.ProgramSpec `ebpf:"lb_recount"`
+	LbRecountFile *ebpf.ProgramSpec `ebpf:"lb_recount_file"`
+	LbSweep       *ebpf.ProgramSpec `ebpf:"lb_sweep"`
 }
 
 // lbMapSpecs contains maps before they are loaded into the kernel.
@@ -606,12 +609,13 @@ type lbVariables struct {
 //
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbPrograms struct {
-	LbEgress    *ebpf.Program `ebpf:"lb_egress"`
-	LbEgressL3  *ebpf.Program `ebpf:"lb_egress_l3"`
-	LbIngress   *ebpf.Program `ebpf:"lb_ingress"`
-	LbIngressL3 *ebpf.Program `ebpf:"lb_ingress_l3"`
-	LbRecount   *ebpf.Program `ebpf:"lb_recount"`
-	LbSweep     *ebpf.Program `ebpf:"lb_sweep"`
+	LbEgress      *ebpf.Program `ebpf:"lb_egress"`
+	LbEgressL3    *ebpf.Program `ebpf:"lb_egress_l3"`
+	LbIngress     *ebpf.Program `ebpf:"lb_ingress"`
+	LbIngressL3   *ebpf.Program `ebpf:"lb_ingress_l3"`
+	LbRecount     *ebpf.Program `ebpf:"lb_recount"`
+	LbRecountFile *ebpf.Program `ebpf:"lb_recount_file"`
+	LbSweep       *ebpf.Program `ebpf:"lb_sweep"`
 }
 
 func (p *lbPrograms) Close() error {
@@ -621,6 +625,7 @@ func (p *lbPrograms) Close() error {
 		p.LbIngress,
 		p.LbIngressL3,
 		p.LbRecount,
+		p.LbRecountFile,
 		p.LbSweep,
 	)
 }

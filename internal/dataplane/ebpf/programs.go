@@ -3,6 +3,7 @@
 package ebpf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -107,6 +108,7 @@ func (p programs) load(spec *ebpf.CollectionSpec, m *maps, constants map[string]
 			}
 		}
 	}
+	twins := keepTwins(spec.Programs)
 	shared := map[string]*ebpf.Map{}
 	for name, ms := range spec.Maps {
 		if bm := m.byName[name]; bm != nil {
@@ -120,7 +122,7 @@ func (p programs) load(spec *ebpf.CollectionSpec, m *maps, constants map[string]
 	}
 	defer coll.Close()
 	for name := range coll.Programs {
-		p[name] = coll.DetachProgram(name)
+		p[cmp.Or(twins[name], name)] = coll.DetachProgram(name)
 	}
 	return nil
 }

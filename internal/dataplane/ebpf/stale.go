@@ -124,11 +124,16 @@ func (k *staleKiller) find() (found map[uint32][]diagSocket, connecting bool, er
 		return nil, false, err
 	}
 	found = map[uint32][]diagSocket{}
+	seen := map[uint64]bool{} // by cookie: several processes may have a socket
 	for _, s := range all {
 		if staleStaleAction(s.Action) == staleStaleActionSTALE_AGAIN {
 			connecting = true
 			continue
 		}
+		if seen[s.Cookie] {
+			continue
+		}
+		seen[s.Cookie] = true
 		found[s.Netns] = append(found[s.Netns], diagSocket{
 			proto:  s.Proto,
 			local:  addrPortOf(lbAddr(s.Local), s.LocalPort),
@@ -155,16 +160,12 @@ func (k *staleKiller) members() (map[uint32]uint32, error) {
 // iterate runs a program for every socket with an assignment, or for every process,
 // and returns the records that it wrote.
 func iterate[T any](k *staleKiller, prog string) (records []T, err error) {
-	opts := link.IterOptions{Program: k.progs[prog]}
-	if prog != staleProgLbProcesses {
-		opts.Map = k.maps.byName[lbMapSockStates]
+	var r io.ReadCloser
+	if prog == staleProgLbProcesses {
+		r, err = iterator(link.IterOptions{Program: k.progs[prog]})
+	} else {
+		r, err = k.progs.overSockets(prog, k.maps)
 	}
-	it, err := link.AttachIter(opts)
-	if err != nil {
-		return nil, err
-	}
-	defer it.Close()
-	r, err := it.Open()
 	if err != nil {
 		return nil, err
 	}

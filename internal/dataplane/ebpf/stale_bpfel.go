@@ -51,33 +51,36 @@ type staleStaleSock struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	staleMapAffinities      = "affinities"
-	staleMapBackendStats    = "backend_stats"
-	staleMapBackends        = "backends"
-	staleMapConns           = "conns"
-	staleMapDevices         = "devices"
-	staleMapDrops           = "drops"
-	staleMapFrags           = "frags"
-	staleMapFrontends       = "frontends"
-	staleMapNodeAddrs       = "node_addrs"
-	staleMapPodRanges       = "pod_ranges"
-	staleMapRecounts        = "recounts"
-	staleMapServiceStates   = "service_states"
-	staleMapServices        = "services"
-	staleMapSettings        = "settings"
-	staleMapSlots           = "slots"
-	staleMapSockStates      = "sock_states"
-	staleMapSourceRanges    = "source_ranges"
-	staleMapSuspects        = "suspects"
-	staleMapSymptoms        = "symptoms"
-	staleMapSymptomsLost    = "symptoms_lost"
-	staleMapUdpFlows        = "udp_flows"
-	staleProgLbAssigned     = "lb_assigned"
-	staleProgLbConnected    = "lb_connected"
-	staleProgLbProcesses    = "lb_processes"
-	staleProgLbStale        = "lb_stale"
-	staleVarHostNetns       = "host_netns"
-	staleVarStaleTypesForGo = "stale_types_for_go"
+	staleMapAffinities       = "affinities"
+	staleMapBackendStats     = "backend_stats"
+	staleMapBackends         = "backends"
+	staleMapConns            = "conns"
+	staleMapDevices          = "devices"
+	staleMapDrops            = "drops"
+	staleMapFrags            = "frags"
+	staleMapFrontends        = "frontends"
+	staleMapNodeAddrs        = "node_addrs"
+	staleMapPodRanges        = "pod_ranges"
+	staleMapRecounts         = "recounts"
+	staleMapServiceStates    = "service_states"
+	staleMapServices         = "services"
+	staleMapSettings         = "settings"
+	staleMapSlots            = "slots"
+	staleMapSockStates       = "sock_states"
+	staleMapSourceRanges     = "source_ranges"
+	staleMapSuspects         = "suspects"
+	staleMapSymptoms         = "symptoms"
+	staleMapSymptomsLost     = "symptoms_lost"
+	staleMapUdpFlows         = "udp_flows"
+	staleProgLbAssigned      = "lb_assigned"
+	staleProgLbAssignedFile  = "lb_assigned_file"
+	staleProgLbConnected     = "lb_connected"
+	staleProgLbConnectedFile = "lb_connected_file"
+	staleProgLbProcesses     = "lb_processes"
+	staleProgLbStale         = "lb_stale"
+	staleProgLbStaleFile     = "lb_stale_file"
+	staleVarHostNetns        = "host_netns"
+	staleVarStaleTypesForGo  = "stale_types_for_go"
 )
 
 // loadStale returns the embedded CollectionSpec for stale.
@@ -122,10 +125,13 @@ type staleSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type staleProgramSpecs struct {
-	LbAssigned  *ebpf.ProgramSpec `ebpf:"lb_assigned"`
-	LbConnected *ebpf.ProgramSpec `ebpf:"lb_connected"`
-	LbProcesses *ebpf.ProgramSpec `ebpf:"lb_processes"`
-	LbStale     *ebpf.ProgramSpec `ebpf:"lb_stale"`
+	LbAssigned      *ebpf.ProgramSpec `ebpf:"lb_assigned"`
+	LbAssignedFile  *ebpf.ProgramSpec `ebpf:"lb_assigned_file"`
+	LbConnected     *ebpf.ProgramSpec `ebpf:"lb_connected"`
+	LbConnectedFile *ebpf.ProgramSpec `ebpf:"lb_connected_file"`
+	LbProcesses     *ebpf.ProgramSpec `ebpf:"lb_processes"`
+	LbStale         *ebpf.ProgramSpec `ebpf:"lb_stale"`
+	LbStaleFile     *ebpf.ProgramSpec `ebpf:"lb_stale_file"`
 }
 
 // staleMapSpecs contains maps before they are loaded into the kernel.
@@ -244,18 +250,24 @@ type staleVariables struct {
 //
 // It can be passed to loadStaleObjects or ebpf.CollectionSpec.LoadAndAssign.
 type stalePrograms struct {
-	LbAssigned  *ebpf.Program `ebpf:"lb_assigned"`
-	LbConnected *ebpf.Program `ebpf:"lb_connected"`
-	LbProcesses *ebpf.Program `ebpf:"lb_processes"`
-	LbStale     *ebpf.Program `ebpf:"lb_stale"`
+	LbAssigned      *ebpf.Program `ebpf:"lb_assigned"`
+	LbAssignedFile  *ebpf.Program `ebpf:"lb_assigned_file"`
+	LbConnected     *ebpf.Program `ebpf:"lb_connected"`
+	LbConnectedFile *ebpf.Program `ebpf:"lb_connected_file"`
+	LbProcesses     *ebpf.Program `ebpf:"lb_processes"`
+	LbStale         *ebpf.Program `ebpf:"lb_stale"`
+	LbStaleFile     *ebpf.Program `ebpf:"lb_stale_file"`
 }
 
 func (p *stalePrograms) Close() error {
 	return _StaleClose(
 		p.LbAssigned,
+		p.LbAssignedFile,
 		p.LbConnected,
+		p.LbConnectedFile,
 		p.LbProcesses,
 		p.LbStale,
+		p.LbStaleFile,
 	)
 }
 
