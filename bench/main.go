@@ -16,11 +16,12 @@ import (
 	"time"
 
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/bench/internal/worker"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
 func main() {
-	workerMain()
+	worker.Main(workerKind, newServer)
 	lab.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
