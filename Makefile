@@ -50,7 +50,7 @@ test-deploy: need-root ## the chart, the manifests, and the image as the DaemonS
 
 test-root: need-root ## all tests, long ones too, on this kernel (build tag root)
 	@hack/deps.sh $@
-	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 30m $(TESTFLAGS) ./...
+	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 60m $(TESTFLAGS) ./...
 
 test-kernel: ## tests on Linux 6.1 in a virtual machine
 	@hack/deps.sh $@
