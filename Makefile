@@ -8,6 +8,7 @@ LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 EPOCH     ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 BENCHTIME ?= 1s
 FUZZTIME  ?= 10s
+ARCHES    ?= amd64 arm64
 TESTFLAGS ?=
 
 # Programs that need root are built as you and run through sudo.
@@ -73,8 +74,8 @@ image-lock: ## pin the image's Debian packages anew
 	@hack/deps.sh $@
 	cd deploy && go run ./image -lock
 
-release: ## dist/: programs and images for amd64 and arm64, what is in them, the chart, checksums
-	@hack/release.sh $(VERSION) $(EPOCH)
+release: ## dist/: programs and an image for ARCHES (amd64 arm64), what is in them, the chart, checksums
+	@hack/release.sh $(VERSION) $(EPOCH) $(ARCHES)
 
 vulncheck: ## fail if lbproxy has code with a known vulnerability
 	@hack/vulncheck.sh
