@@ -8,6 +8,7 @@ LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 EPOCH     ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 BENCHTIME ?= 1s
 FUZZTIME  ?= 10s
+ARCHES    ?= amd64 arm64
 TESTFLAGS ?=
 
 # Programs that need root are built as you and run through sudo.
@@ -50,7 +51,7 @@ test-deploy: need-root ## the chart, the manifests, and the image as the DaemonS
 
 test-root: need-root ## all tests, long ones too, on this kernel (build tag root)
 	@hack/deps.sh $@
-	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 30m $(TESTFLAGS) ./...
+	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 60m $(TESTFLAGS) ./...
 
 test-kernel: ## tests on Linux 6.1 in a virtual machine
 	@hack/deps.sh $@
@@ -73,8 +74,8 @@ image-lock: ## pin the image's Debian packages anew
 	@hack/deps.sh $@
 	cd deploy && go run ./image -lock
 
-release: ## dist/: programs and images for amd64 and arm64, what is in them, the chart, checksums
-	@hack/release.sh $(VERSION) $(EPOCH)
+release: ## dist/: programs and an image for ARCHES (amd64 arm64), what is in them, the chart, checksums
+	@hack/release.sh $(VERSION) $(EPOCH) $(ARCHES)
 
 vulncheck: ## fail if lbproxy has code with a known vulnerability
 	@hack/vulncheck.sh

@@ -95,8 +95,8 @@ command -v apt-get >/dev/null || fail "this machine has no apt-get"
 
 export DEBIAN_FRONTEND=noninteractive
 echo "deps: $*: apt-get update" >&2
-apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null >&2 || fail "apt-get update failed"
+apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update </dev/null >&2 || fail "apt-get update failed"
 if [[ ${#wanted[@]} -gt 0 ]]; then
 	echo "deps: $*: ${install[*]}" >&2
-	"${install[@]}" -q -o DPkg::Lock::Timeout=300 </dev/null >&2 || fail "apt-get install failed"
+	"${install[@]}" -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 </dev/null >&2 || fail "apt-get install failed"
 fi
