@@ -42,6 +42,17 @@ for target in "$@"; do
 		need runc runc
 		need iptables iptables
 		;;
+	cluster-up)
+		need runc runc
+		need /usr/lib/cni/ptp containernetworking-plugins
+		need debootstrap debootstrap
+		need iptables iptables
+		need nft nftables
+		need conntrack conntrack
+		need openssl openssl
+		need jq jq
+		need pgrep procps
+		;;
 	image-lock) # checks the archive's signature
 		need gpgv gpgv
 		need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
