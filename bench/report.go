@@ -10,20 +10,21 @@ import (
 	"text/tabwriter"
 
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/bench/internal/stats"
 )
 
 // row is one line of the table: a series of blocks, most often against a baseline
 // that was measured in the same blocks.
 type row struct {
-	Group  string    `json:"group"`
-	Name   string    `json:"name"`
-	Unit   string    `json:"unit"` // of Values and Base
-	Values []float64 `json:"values"`
-	Base   []float64 `json:"base,omitempty"`
-	How    string    `json:"how"` // what Result is of: value, difference, ratio, inverse
-	Result estimate  `json:"result"`
-	Target string    `json:"target,omitempty"`
-	Met    string    `json:"met,omitempty"` // yes, no, or open: the interval contains the limit
+	Group  string         `json:"group"`
+	Name   string         `json:"name"`
+	Unit   string         `json:"unit"` // of Values and Base
+	Values []float64      `json:"values"`
+	Base   []float64      `json:"base,omitempty"`
+	How    string         `json:"how"` // what Result is of: value, difference, ratio, inverse
+	Result stats.Estimate `json:"result"`
+	Target string         `json:"target,omitempty"`
+	Met    string         `json:"met,omitempty"` // yes, no, or open: the interval contains the limit
 }
 
 // The ways to compare.
@@ -50,13 +51,13 @@ func newRow(group, name, unit, how string, values, base []float64, lim *limit) r
 	r := row{Group: group, Name: name, Unit: unit, How: how, Values: values, Base: base}
 	switch how {
 	case asDifference:
-		r.Result = estimateOf(pairs(values, base, difference))
+		r.Result = stats.EstimateOf(stats.Pairs(values, base, stats.Difference))
 	case asRatio:
-		r.Result = estimateOf(pairs(values, base, ratio))
+		r.Result = stats.EstimateOf(stats.Pairs(values, base, stats.Ratio))
 	case asInverse:
-		r.Result = estimateOf(pairs(base, values, ratio))
+		r.Result = stats.EstimateOf(stats.Pairs(base, values, stats.Ratio))
 	default:
-		r.Result = estimateOf(values)
+		r.Result = stats.EstimateOf(values)
 	}
 	if lim != nil {
 		r.Target, r.Met = lim.text, lim.judge(r.Result)
@@ -64,7 +65,7 @@ func newRow(group, name, unit, how string, values, base []float64, lim *limit) r
 	return r
 }
 
-func (l *limit) judge(e estimate) string {
+func (l *limit) judge(e stats.Estimate) string {
 	best, worst := e.Low, e.High
 	if !l.atMost {
 		best, worst = e.High, e.Low
@@ -121,7 +122,7 @@ func (r *report) print(w io.Writer) error {
 		}
 		e := row.Result
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s .. %s\t%s .. %s\t%d\t%s\t%s\t\n",
-			row.Name, number(median(row.Values)), number(median(row.Base)), row.Unit, sign(row.How), number(e.Median),
+			row.Name, number(stats.Median(row.Values)), number(stats.Median(row.Base)), row.Unit, sign(row.How), number(e.Median),
 			number(e.Low), number(e.High), number(e.Smallest), number(e.Largest), e.N, row.Target, row.Met)
 	}
 	if err := tw.Flush(); err != nil {

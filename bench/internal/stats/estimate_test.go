@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package stats
 
 import (
 	"math/rand/v2"
@@ -16,8 +16,8 @@ func TestMedian(t *testing.T) {
 		{[]float64{4, 1}, 2.5},
 		{[]float64{9, 1, 5}, 5},
 	} {
-		if got := median(tc.xs); got != tc.want {
-			t.Errorf("median(%v) = %v, want %v", tc.xs, got, tc.want)
+		if got := Median(tc.xs); got != tc.want {
+			t.Errorf("Median(%v) = %v, want %v", tc.xs, got, tc.want)
 		}
 	}
 }
@@ -33,7 +33,7 @@ func TestEstimateCovers(t *testing.T) {
 		for i := range xs {
 			xs[i] = rng.NormFloat64()
 		}
-		e := estimateOf(xs)
+		e := EstimateOf(xs)
 		if e.Low > e.Median || e.High < e.Median || e.Smallest > e.Low || e.Largest < e.High {
 			t.Fatalf("out of order: %+v", e)
 		}
