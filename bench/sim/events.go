@@ -2,9 +2,10 @@
 
 package main
 
-import "math"
+import "github.com/lbproxy/lbproxy/bench/internal/station"
 
-var never = math.Inf(1)
+// never is when nothing is due.
+var never = station.Never
 
 // agenda holds one time for each server: when its next request is done. It is a
 // heap with four children to a node, which has half the depth of a binary one.
@@ -96,36 +97,12 @@ const (
 )
 
 // wire holds messages in order of time: all have the same delay.
-type wire struct{ ring[message] }
+type wire struct{ station.Ring[message] }
 
 // next returns the time of the first message.
 func (w *wire) next() float64 {
-	if w.size == 0 {
+	if w.Len() == 0 {
 		return never
 	}
-	return w.items[w.first].at
-}
-
-// ring is a queue, first in, first out.
-type ring[T any] struct {
-	items       []T // the length is a power of two
-	first, size int
-}
-
-func (r *ring[T]) push(v T) {
-	if r.size == len(r.items) {
-		bigger := make([]T, max(4, 2*len(r.items)))
-		n := copy(bigger, r.items[r.first:])
-		copy(bigger[n:], r.items[:r.first])
-		r.items, r.first = bigger, 0
-	}
-	r.items[(r.first+r.size)&(len(r.items)-1)] = v
-	r.size++
-}
-
-func (r *ring[T]) pop() T {
-	v := r.items[r.first]
-	r.first = (r.first + 1) & (len(r.items) - 1)
-	r.size--
-	return v
+	return w.First().at
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lbproxy/lbproxy/bench/scenario"
 	"github.com/lbproxy/lbproxy/internal/algo"
 )
 
@@ -17,7 +18,7 @@ func TestIndexPicksWhatAlgoDoes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	for round := range 400 {
 		ms := randomMembers(rng)
-		table, err := algo.Build(leastConnection, ms)
+		table, err := algo.Build(scenario.LeastConnection, ms)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,7 +3,7 @@
 // The simulator runs the algorithms of internal/algo against servers with queues,
 // event by event: see docs/SIMULATOR.md.
 //
-//	go run ./bench/sim -scenario bench/sim/scenarios/equal.yaml
+//	go run ./bench/sim -scenario bench/scenarios/equal.yaml
 package main
 
 import (
@@ -15,7 +15,35 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+
+	"github.com/lbproxy/lbproxy/bench/scenario"
 )
+
+// readScenario reads a scenario that is to be simulated. An error names the file.
+func readScenario(file string) (*scenario.Scenario, error) {
+	sc, err := scenario.Read(file)
+	if err != nil {
+		return nil, err
+	}
+	if err := simulable(sc); err != nil {
+		return nil, fmt.Errorf("scenario %s: %w", filepath.Base(file), err)
+	}
+	return sc, nil
+}
+
+// simulable returns an error if a scenario is for the lab only, or expects what is no
+// metric of the simulator.
+func simulable(sc *scenario.Scenario) error {
+	if sc.NotSimulated != "" {
+		return fmt.Errorf("the simulator does not run it: %s", sc.NotSimulated)
+	}
+	for i, e := range sc.Expect {
+		if _, known := (&Result{}).metric(e.Metric); !known {
+			return fmt.Errorf("expect: number %d: no metric %q", i+1, e.Metric)
+		}
+	}
+	return nil
+}
 
 func main() {
 	if err := command(os.Args[1:], os.Stdout); err != nil {
@@ -52,7 +80,7 @@ func command(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	sc.shrink(*shrink)
+	sc.Shrink(*shrink)
 	if *seed != 0 {
 		sc.Seed = *seed
 	}
@@ -79,7 +107,7 @@ func command(args []string, out io.Writer) error {
 }
 
 // simulateAll runs every case with every algorithm and prints the tables.
-func simulateAll(sc *Scenario, engineName string, out io.Writer) (*Report, error) {
+func simulateAll(sc *scenario.Scenario, engineName string, out io.Writer) (*Report, error) {
 	engine, err := newEngine(engineName)
 	if err != nil {
 		return nil, err

@@ -2,7 +2,11 @@
 
 package main
 
-import "github.com/lbproxy/lbproxy/internal/algo"
+import (
+	"github.com/lbproxy/lbproxy/internal/algo"
+
+	"github.com/lbproxy/lbproxy/bench/internal/station"
+)
 
 // measure is what is observed in a run. Measured are the requests that come after
 // the warm-up; the series shows all.
@@ -78,11 +82,11 @@ func (m *measure) timeout(measured bool) {
 }
 
 // usage is called with sign -1 when measuring begins and with 1 when it ends.
-func (m *measure) usage(servers []server, now, sign float64) {
+func (m *measure) usage(servers []station.Server, now, sign float64) {
 	m.span += sign * now
 	for b := range servers {
-		servers[b].advance(now)
-		m.busy[b] += sign * servers[b].busy
+		servers[b].Advance(now)
+		m.busy[b] += sign * servers[b].Busy
 	}
 }
 

@@ -2,7 +2,11 @@
 
 package main
 
-import "github.com/lbproxy/lbproxy/internal/algo"
+import (
+	"github.com/lbproxy/lbproxy/internal/algo"
+
+	"github.com/lbproxy/lbproxy/bench/internal/station"
+)
 
 // node is what one node of the cluster knows: only what it did and saw itself.
 type node struct {
@@ -25,7 +29,7 @@ type pool struct {
 	members  []algo.Member
 	backends []int32 // by member
 	index    []int32 // by backend: the member; -1: none
-	servers  []server
+	servers  []station.Server
 }
 
 // open counts a new connection to a backend.

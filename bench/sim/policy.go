@@ -5,15 +5,8 @@ package main
 import (
 	"fmt"
 
+	"github.com/lbproxy/lbproxy/bench/scenario"
 	"github.com/lbproxy/lbproxy/internal/algo"
-)
-
-// The names that the simulator gives a meaning of its own.
-const (
-	oracleJSQ       = "oracle-jsq"
-	oracleSED       = "oracle-sed"
-	leastConnection = "least-connection"
-	leastTime       = "least-time"
 )
 
 // policy picks a member for a new request.
@@ -25,10 +18,10 @@ type policy interface {
 }
 
 // newPolicy returns the policy of an algorithm of a scenario.
-func (r *run) newPolicy(a *Algorithm) policy {
+func (r *run) newPolicy(a *scenario.Algorithm) policy {
 	switch {
-	case a.Name == oracleJSQ, a.Name == oracleSED:
-		return &oracle{run: r, speeds: a.Name == oracleSED}
+	case a.Name == scenario.OracleJSQ, a.Name == scenario.OracleSED:
+		return &oracle{run: r, speeds: a.Name == scenario.OracleSED}
 	case a.Trial != nil:
 		return newTrial(r, a)
 	}
@@ -97,18 +90,18 @@ func (o *oracle) build(p *pool) error {
 	factors, floors := make([]uint32, len(p.members)), make([]uint32, len(p.members))
 	slowest := never
 	for _, b := range p.backends {
-		if s := &p.servers[b]; s.speed > 0 && !s.failed {
-			slowest = min(slowest, s.capacity())
+		if s := &p.servers[b]; s.Speed > 0 && !s.Failed {
+			slowest = min(slowest, s.Capacity())
 		}
 	}
 	for m, b := range p.backends {
 		switch s := &p.servers[b]; {
-		case s.failed, p.members[m].Weight == 0:
+		case s.Failed, p.members[m].Weight == 0:
 		case !o.speeds:
 			factors[m] = 1
-		case s.speed > 0: // a frozen backend is never done
-			factors[m] = uint32(max(1, 1<<24*slowest/s.capacity()+0.5))
-			floors[m] = uint32(s.cores) - 1
+		case s.Speed > 0: // a frozen backend is never done
+			factors[m] = uint32(max(1, 1<<24*slowest/s.Capacity()+0.5))
+			floors[m] = uint32(s.Cores) - 1
 		}
 	}
 	o.run.global.indexed(p, factors, floors)
@@ -119,6 +112,3 @@ func (o *oracle) pick(_ *node, in *algo.Input) (int, error) {
 	m, _ := o.run.global.least.pick(in.Rand[0])
 	return m, nil
 }
-
-// capacity returns the work that a server does per second.
-func (s *server) capacity() float64 { return s.speed * float64(s.cores) }

@@ -2,7 +2,11 @@
 
 package main
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/lbproxy/lbproxy/bench/scenario"
+)
 
 // TestOracles: three backends, of speed 1, of speed 0.2, and of speed 0.5 with
 // four cores, and how many requests each has.
@@ -13,11 +17,11 @@ func TestOracles(t *testing.T) {
 		requests [3]int32
 		want     int32
 	}{
-		{"fewest requests, whatever the speed", oracleJSQ, [3]int32{2, 1, 2}, 1},
-		{"1 s, 5 s or 2 s", oracleSED, [3]int32{0, 0, 0}, 0},
-		{"4 s, 5 s or 2 s on a free core", oracleSED, [3]int32{3, 0, 3}, 2},
-		{"4 s, 5 s or 4.5 s", oracleSED, [3]int32{3, 0, 8}, 0},
-		{"6 s, 5 s or 5.5 s", oracleSED, [3]int32{5, 0, 10}, 1},
+		{"fewest requests, whatever the speed", scenario.OracleJSQ, [3]int32{2, 1, 2}, 1},
+		{"1 s, 5 s or 2 s", scenario.OracleSED, [3]int32{0, 0, 0}, 0},
+		{"4 s, 5 s or 2 s on a free core", scenario.OracleSED, [3]int32{3, 0, 3}, 2},
+		{"4 s, 5 s or 4.5 s", scenario.OracleSED, [3]int32{3, 0, 8}, 0},
+		{"6 s, 5 s or 5.5 s", scenario.OracleSED, [3]int32{5, 0, 10}, 1},
 	} {
 		r := runOf(t, scenarioOf(map[string]string{
 			"requests": "1", "load": "[0.5]", "algorithms": "[{name: " + tc.oracle + "}]",
@@ -38,7 +42,7 @@ func TestOracles(t *testing.T) {
 // TestOraclesAvoidFailedBackends, and the one that knows speeds those that are
 // frozen.
 func TestOraclesAvoidFailedBackends(t *testing.T) {
-	for _, oracle := range []string{oracleJSQ, oracleSED} {
+	for _, oracle := range []string{scenario.OracleJSQ, scenario.OracleSED} {
 		r := runOf(t, scenarioOf(map[string]string{
 			"requests": "5000", "load": "[0.4]", "algorithms": "[{name: " + oracle + "}]",
 			"backends": "[{name: good, count: 2}, {name: bad}, {name: ice}]",
@@ -49,7 +53,7 @@ func TestOraclesAvoidFailedBackends(t *testing.T) {
 		if err := r.simulate(); err != nil {
 			t.Fatal(err)
 		}
-		if picks[2] != 0 || oracle == oracleSED && picks[3] != 0 {
+		if picks[2] != 0 || oracle == scenario.OracleSED && picks[3] != 0 {
 			t.Errorf("%s: picks %v, want none of the failed and the frozen", oracle, picks)
 		}
 	}
@@ -58,7 +62,7 @@ func TestOraclesAvoidFailedBackends(t *testing.T) {
 // TestSlowStartLimitsTheShare: of a backend that joins others with long
 // connections, at every moment and after.
 func TestSlowStartLimitsTheShare(t *testing.T) {
-	sc, err := readScenario("scenarios/slow-start.yaml")
+	sc, err := readScenario("../scenarios/slow-start.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +83,7 @@ func TestSlowStartLimitsTheShare(t *testing.T) {
 
 // TestLeastTimeAgainstTheOracle: the target of issue 3 in the simulator.
 func TestLeastTimeAgainstTheOracle(t *testing.T) {
-	sc, err := readScenario("scenarios/two-slow-of-16.yaml")
+	sc, err := readScenario("../scenarios/two-slow-of-16.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,8 +96,8 @@ func TestLeastTimeAgainstTheOracle(t *testing.T) {
 		}
 		p99[res.Algorithm] = res.P99
 	}
-	for _, name := range []string{leastConnection, leastTime} {
-		if got, limit := p99[name], 1.1*p99[oracleJSQ]; got > limit {
+	for _, name := range []string{scenario.LeastConnection, scenario.LeastTime} {
+		if got, limit := p99[name], 1.1*p99[scenario.OracleJSQ]; got > limit {
 			t.Errorf("p99 of %s is %.4f s, want at most 1.1 of the oracle's: %.4f s", name, got, limit)
 		}
 		if got := p99["round-robin"] / p99[name]; got < 2.5 {

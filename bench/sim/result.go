@@ -9,6 +9,8 @@ import (
 	"reflect"
 	"strings"
 	"time"
+
+	"github.com/lbproxy/lbproxy/bench/scenario"
 )
 
 // Result is what one algorithm did in one case. Times are in seconds and of
@@ -46,7 +48,7 @@ type Result struct {
 }
 
 // simulateCase runs one case with one algorithm.
-func simulateCase(sc *Scenario, alg *Algorithm, load float64, nodes int, engine Engine) (*Result, error) {
+func simulateCase(sc *scenario.Scenario, alg *scenario.Algorithm, load float64, nodes int, engine Engine) (*Result, error) {
 	begin := time.Now()
 	r, err := newRun(sc, alg, load, nodes, engine)
 	if err != nil {
@@ -72,7 +74,7 @@ func (r *run) result(load float64) *Result {
 	res.MaxShare, res.CV, res.Jain = m.shares()
 	var busy, cores float64
 	for b := range r.servers {
-		c := float64(r.servers[b].cores)
+		c := float64(r.servers[b].Cores)
 		busy, cores = busy+m.busy[b], cores+c
 		if m.span > 0 {
 			res.MaxUtilisation = max(res.MaxUtilisation, m.busy[b]/c/m.span)
@@ -128,10 +130,10 @@ func (res *Result) metric(name string) (float64, bool) {
 
 // Report is the whole output of a scenario.
 type Report struct {
-	Scenario *Scenario `json:"scenario"`
-	Engine   string    `json:"engine"`
-	Results  []*Result `json:"results"`
-	Verdicts []Verdict `json:"verdicts"`
+	Scenario *scenario.Scenario `json:"scenario"`
+	Engine   string             `json:"engine"`
+	Results  []*Result          `json:"results"`
+	Verdicts []Verdict          `json:"verdicts"`
 }
 
 // Verdict is whether an expectation holds in a case.
@@ -142,7 +144,7 @@ type Verdict struct {
 }
 
 // verdicts checks the expectations of a scenario against its results.
-func verdicts(sc *Scenario, results []*Result) []Verdict {
+func verdicts(sc *scenario.Scenario, results []*Result) []Verdict {
 	find := func(label string, of *Result) *Result {
 		for _, r := range results {
 			if r.Algorithm == label && r.Load == of.Load && r.Nodes == of.Nodes {

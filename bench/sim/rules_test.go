@@ -5,12 +5,14 @@ package main
 import (
 	"math"
 	"testing"
+
+	"github.com/lbproxy/lbproxy/bench/scenario"
 )
 
 // withRules runs the only case of a scenario in YAML with the engine iptables.
 func withRules(t *testing.T, text string) *Result {
 	t.Helper()
-	sc, err := parseScenario([]byte(text))
+	sc, err := scenario.Parse([]byte(text))
 	if err != nil {
 		t.Fatalf("scenario: %v\n%s", err, text)
 	}

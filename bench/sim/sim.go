@@ -7,18 +7,21 @@ import (
 	"math/rand/v2"
 	"net/netip"
 
+	"github.com/lbproxy/lbproxy/bench/internal/station"
+	"github.com/lbproxy/lbproxy/bench/scenario"
 	"github.com/lbproxy/lbproxy/internal/algo"
 )
 
 // run is one case of a scenario with one algorithm.
 type run struct {
-	sc     *Scenario
-	alg    *Algorithm
-	engine Engine
-	policy policy
-	now    float64 // seconds
+	sc      *scenario.Scenario
+	offered float64 // requests per second in the beginning
+	alg     *scenario.Algorithm
+	engine  Engine
+	policy  policy
+	now     float64 // seconds
 
-	servers []server
+	servers []station.Server
 	agenda  *agenda
 	half    wire // messages that take half a round trip
 	whole   wire // a round trip
@@ -33,7 +36,7 @@ type run struct {
 	issued   int
 	warm     int // requests that are not measured
 
-	arrivals *arrivals
+	arrivals *scenario.Process
 	work     func() float64
 	client   func() int
 	hashes   []uint32 // by client
@@ -61,15 +64,15 @@ type request struct {
 }
 
 // newRun prepares a case. The seed decides everything that is random.
-func newRun(sc *Scenario, alg *Algorithm, offered float64, nodes int, engine Engine) (*run, error) {
+func newRun(sc *scenario.Scenario, alg *scenario.Algorithm, offered float64, nodes int, engine Engine) (*run, error) {
 	r := &run{
 		sc: sc, alg: alg, engine: engine,
 		nodes:  make([]node, nodes),
 		warm:   int(sc.Warmup * float64(sc.Requests)),
-		work:   work(sc.Service, stream(sc.Seed, streamWork)),
-		client: clients(sc.Clients, stream(sc.Seed, streamClients)),
-		places: stream(sc.Seed, streamNodes),
-		picks:  stream(sc.Seed, streamPicks),
+		work:   sc.Service.Draw(scenario.Stream(sc.Seed, scenario.StreamWork)),
+		client: sc.Clients.Draw(scenario.Stream(sc.Seed, scenario.StreamClients)),
+		places: scenario.Stream(sc.Seed, scenario.StreamNodes),
+		picks:  scenario.Stream(sc.Seed, scenario.StreamPicks),
 	}
 	servers, members := newServers(sc)
 	r.servers = servers
@@ -77,7 +80,7 @@ func newRun(sc *Scenario, alg *Algorithm, offered float64, nodes int, engine Eng
 	r.pool.servers = r.servers
 	r.agenda = newAgenda(n)
 	r.measure = newMeasure(n)
-	starts := stream(sc.Seed, streamStarts)
+	starts := scenario.Stream(sc.Seed, scenario.StreamStarts)
 	for i := range r.nodes {
 		r.nodes[i] = node{seq: starts.Uint32(), loads: make([]load, n)}
 	}
@@ -92,21 +95,18 @@ func newRun(sc *Scenario, alg *Algorithm, offered float64, nodes int, engine Eng
 	if err := r.timeline.rebuild(); err != nil {
 		return nil, err
 	}
-	var capacity float64
-	for _, b := range r.pool.backends {
-		capacity += r.servers[b].capacity()
-	}
-	r.arrivals = newArrivals(sc.Arrivals, offered*capacity/sc.Service.Mean.seconds(), stream(sc.Seed, streamArrivals))
+	r.offered = sc.Rate(offered)
+	r.arrivals = sc.Arrivals.Draw(r.offered, scenario.Stream(sc.Seed, scenario.StreamArrivals))
 	return r, nil
 }
 
 // newServers returns all backends, and them as members by their numbers.
-func newServers(sc *Scenario) ([]server, []algo.Member) {
-	var servers []server
+func newServers(sc *scenario.Scenario) ([]station.Server, []algo.Member) {
+	var servers []station.Server
 	var members []algo.Member
 	for _, g := range sc.Backends {
 		for range g.Count {
-			servers = append(servers, server{speed: g.Speed, cores: g.Cores, shared: sc.Discipline == "ps"})
+			servers = append(servers, station.Server{Speed: g.Speed, Cores: g.Cores, Shared: sc.Discipline == "ps"})
 			members = append(members, algo.Member{ID: uint64(len(servers)), Weight: *g.Weight})
 		}
 	}
@@ -121,7 +121,7 @@ func (r *run) load(member int) algo.Load {
 
 // simulate runs the case until all requests have ended that will end.
 func (r *run) simulate() error {
-	arrival := r.arrivals.gap()
+	arrival := r.arrivals.Gap()
 	for {
 		at, server := r.agenda.next()
 		message := min(r.half.next(), r.whole.next(), r.clients.next())
@@ -143,7 +143,7 @@ func (r *run) simulate() error {
 			if err := r.arrive(); err != nil {
 				return err
 			}
-			arrival += r.arrivals.gap()
+			arrival += r.arrivals.Gap()
 			if r.issued == r.sc.Requests {
 				arrival = never
 				r.stop()
@@ -194,15 +194,15 @@ func (r *run) arrive() error {
 	r.nodes[place].open(&r.pool, backend, r.now)
 	r.global.add(&r.pool, backend, 1)
 	if t := r.sc.Timeout; t > 0 {
-		r.send(&r.clients, t.seconds(), id, giveUp)
+		r.send(&r.clients, t.Seconds(), id, giveUp)
 	}
 	if r.sc.Delay == 0 {
 		r.reach(id)
 		return nil
 	}
-	r.send(&r.half, r.sc.Delay.seconds()/2, id, reachServer)
+	r.send(&r.half, r.sc.Delay.Seconds()/2, id, reachServer)
 	if r.alg.Signal == "connect" {
-		r.send(&r.whole, r.sc.Delay.seconds(), id, seeConnect)
+		r.send(&r.whole, r.sc.Delay.Seconds(), id, seeConnect)
 	}
 	return nil
 }
@@ -235,7 +235,7 @@ func (r *run) record() int32 {
 }
 
 func (r *run) send(w *wire, after float64, id int32, kind messageKind) {
-	w.push(message{at: r.now + after, req: id, turn: r.requests[id].turn, kind: kind})
+	w.Push(message{at: r.now + after, req: id, turn: r.requests[id].turn, kind: kind})
 }
 
 // deliver handles the message whose time has come.
@@ -246,7 +246,7 @@ func (r *run) deliver() {
 	} else if r.clients.next() == r.now {
 		w = &r.clients
 	}
-	m := w.pop()
+	m := w.Pop()
 	q := &r.requests[m.req]
 	if q.turn != m.turn {
 		return // it ended before
@@ -255,7 +255,7 @@ func (r *run) deliver() {
 	case reachServer:
 		r.reach(m.req)
 	case seeConnect:
-		r.sample(q, r.sc.Delay.seconds())
+		r.sample(q, r.sc.Delay.Seconds())
 	case seeFirst:
 		r.sample(q, r.now-q.arrived)
 	case seeEnd:
@@ -269,7 +269,7 @@ func (r *run) deliver() {
 func (r *run) reach(id int32) {
 	q := &r.requests[id]
 	s := &r.servers[q.backend]
-	if s.failed {
+	if s.Failed {
 		q.failed = true
 		r.done(id)
 		return
@@ -277,20 +277,20 @@ func (r *run) reach(id int32) {
 	if r.alg.Signal == "connect" && r.sc.Delay == 0 {
 		r.sample(q, 0)
 	}
-	if s.enter(r.now, id, q.work) {
+	if s.Enter(r.now, id, q.work) {
 		r.begun(id)
 	}
-	r.agenda.set(int(q.backend), s.next())
+	r.agenda.set(int(q.backend), s.Next())
 }
 
 // complete ends the service whose time has come.
 func (r *run) complete(server int) {
 	s := &r.servers[server]
-	done, begun := s.leave(r.now)
+	done, begun := s.Leave(r.now)
 	if begun >= 0 {
 		r.begun(begun)
 	}
-	r.agenda.set(server, s.next())
+	r.agenda.set(server, s.Next())
 	r.done(done)
 }
 
@@ -302,7 +302,7 @@ func (r *run) begun(id int32) {
 		q := &r.requests[id]
 		r.sample(q, r.now-q.arrived)
 	default:
-		r.send(&r.half, r.sc.Delay.seconds()/2, id, seeFirst)
+		r.send(&r.half, r.sc.Delay.Seconds()/2, id, seeFirst)
 	}
 }
 
@@ -313,7 +313,7 @@ func (r *run) done(id int32) {
 		r.ended(id)
 		return
 	}
-	r.send(&r.half, r.sc.Delay.seconds()/2, id, seeEnd)
+	r.send(&r.half, r.sc.Delay.Seconds()/2, id, seeEnd)
 }
 
 // ended is when the node sees the end of a request.

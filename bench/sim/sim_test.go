@@ -15,12 +15,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/lbproxy/lbproxy/bench/internal/station"
+	"github.com/lbproxy/lbproxy/bench/scenario"
 )
 
 // runOf prepares the only case of a scenario in YAML.
 func runOf(t *testing.T, text string, engine Engine) *run {
 	t.Helper()
-	sc, err := parseScenario([]byte(text))
+	sc, err := scenario.Parse([]byte(text))
 	if err != nil {
 		t.Fatalf("scenario: %v\n%s", err, text)
 	}
@@ -84,7 +87,7 @@ func TestArrivals(t *testing.T) {
 		var counts []float64
 		now, end, count := 0.0, 1.0, 0.0
 		for len(counts) < 2000 {
-			now += r.arrivals.gap()
+			now += r.arrivals.Gap()
 			for end < now {
 				counts = append(counts, count)
 				count, end = 0, end+1
@@ -106,37 +109,36 @@ func TestArrivals(t *testing.T) {
 // TestServerKeepsWorkThroughChangesOfSpeed: 10 s of work, of which 5 are done at
 // speed 1, none while it is frozen from 5 to 7, and the rest at speed 0.5.
 func TestServerKeepsWorkThroughChangesOfSpeed(t *testing.T) {
-	s := server{speed: 1, cores: 1}
-	s.enter(0, 1, 10)
-	s.enter(1, 2, 3)
-	s.advance(5)
-	s.speed = 0
-	if got := s.next(); got != never {
+	s := station.Server{Speed: 1, Cores: 1}
+	s.Enter(0, 1, 10)
+	s.Enter(1, 2, 3)
+	s.Advance(5)
+	s.Speed = 0
+	if got := s.Next(); got != never {
 		t.Errorf("frozen: the next end is at %g, want never", got)
 	}
-	s.advance(7)
-	s.speed = 0.5
-	if got := s.next(); !near(got, 17) {
+	s.Advance(7)
+	s.Speed = 0.5
+	if got := s.Next(); !near(got, 17) {
 		t.Fatalf("the first request ends at %g, want 17", got)
 	}
-	if done, begun := s.leave(17); done != 1 || begun != 2 {
+	if done, begun := s.Leave(17); done != 1 || begun != 2 {
 		t.Errorf("request %d ended and %d began, want 1 and 2", done, begun)
 	}
-	if got := s.next(); !near(got, 23) {
+	if got := s.Next(); !near(got, 23) {
 		t.Errorf("the second request ends at %g, want 23", got)
 	}
 }
 
 // TestSharedServer: two cores, three requests of 2, 4 and 4 s of work.
 func TestSharedServer(t *testing.T) {
-	s := server{speed: 1, cores: 2, shared: true}
+	s := station.Server{Speed: 1, Cores: 2, Shared: true}
 	for i, work := range []float64{2, 4, 4} {
-		s.enter(0, int32(i), work)
+		s.Enter(0, int32(i), work)
 	}
 	var ends []float64
-	for len(s.serving) > 0 {
-		at := s.next()
-		s.leave(at)
+	for at := s.Next(); at != never; at = s.Next() {
+		s.Leave(at)
 		ends = append(ends, math.Round(at*1e6)/1e6)
 	}
 	if want := []float64{3, 5, 5}; !slices.Equal(ends, want) { // 2/3 of a core each, then one each
@@ -167,7 +169,7 @@ func TestSignals(t *testing.T) {
 // TestNothingIsLost: when all has ended no connection is counted and no record
 // is in use, whatever happened on the way.
 func TestNothingIsLost(t *testing.T) {
-	for _, name := range []string{"random", "least-connection", "least-time", oracleJSQ} {
+	for _, name := range []string{"random", "least-connection", "least-time", scenario.OracleJSQ} {
 		r := runOf(t, scenarioOf(map[string]string{
 			"requests": "20000", "load": "[0.9]", "nodes": "[3]", "timeout": "200ms", "delay": "1ms",
 			"backends": "[{name: a, count: 5}, {name: b}, {name: c}, {name: d, absent: true}]",
@@ -290,7 +292,7 @@ func TestHashChurn(t *testing.T) {
 
 // TestShippedScenarios runs each scenario in small, with its reports.
 func TestShippedScenarios(t *testing.T) {
-	files, err := filepath.Glob("scenarios/*.yaml")
+	files, err := filepath.Glob("../scenarios/*.yaml")
 	if err != nil || len(files) < 6 {
 		t.Fatalf("%d scenarios: %v", len(files), err)
 	}

@@ -6,12 +6,14 @@ import (
 	"math"
 	"strings"
 	"testing"
+
+	"github.com/lbproxy/lbproxy/bench/scenario"
 )
 
 // simulated runs the only case of a scenario in YAML.
 func simulated(t *testing.T, text string) *Result {
 	t.Helper()
-	sc, err := parseScenario([]byte(text))
+	sc, err := scenario.Parse([]byte(text))
 	if err != nil {
 		t.Fatalf("scenario: %v\n%s", err, text)
 	}
@@ -162,14 +164,14 @@ func TestTheory(t *testing.T) {
 func paretoSquare(alpha, span float64) float64 {
 	tail := 1 - math.Pow(span, -alpha)
 	square := alpha / (2 - alpha) * (math.Pow(span, 2-alpha) - 1) / tail
-	mean := boundedParetoMean(alpha, span)
+	mean := scenario.BoundedParetoMean(alpha, span)
 	return square / (mean * mean)
 }
 
 // TestShortestQueueIsBetweenItsBounds: a common queue is better than to join the
 // shortest, which is better than the shorter of two.
 func TestShortestQueueIsBetweenItsBounds(t *testing.T) {
-	for _, name := range []string{oracleJSQ, leastConnection} {
+	for _, name := range []string{scenario.OracleJSQ, scenario.LeastConnection} {
 		res := simulated(t, scenarioOf(map[string]string{
 			"seed": "1", "warmup": "0.1", "requests": "200000", "load": "[0.9]", "backends": "[{count: 50}]",
 			"algorithms": "[{name: " + name + "}]",

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/lbproxy/lbproxy/bench/scenario"
 	"github.com/lbproxy/lbproxy/internal/algo"
 )
 
@@ -23,11 +24,11 @@ const (
 // timeline is what changes during a run.
 type timeline struct {
 	run     *run
-	changes []Change       // that are left, by time
-	nextUp  float64        // when ramps grow next
-	window  float64        // when the current window of the series ends
-	first   map[string]int // by group: its first backend
-	count   map[string]int // by group
+	changes []scenario.Change // that are left, by time
+	nextUp  float64           // when ramps grow next
+	window  float64           // when the current window of the series ends
+	first   map[string]int    // by group: its first backend
+	count   map[string]int    // by group
 
 	all     []algo.Member // every backend, there or not
 	present []bool
@@ -41,10 +42,9 @@ func newTimeline(r *run, members []algo.Member) timeline {
 		first: map[string]int{}, count: map[string]int{},
 		all: members, present: make([]bool, n), since: make([]float64, n),
 	}
-	t.changes = slices.Clone(r.sc.Changes)
-	slices.SortStableFunc(t.changes, func(a, b Change) int { return int(a.At - b.At) })
+	t.changes = r.sc.InOrder()
 	if w := r.sc.Window; w > 0 {
-		t.window = w.seconds()
+		t.window = w.Seconds()
 	}
 	b := 0
 	for _, g := range r.sc.Backends {
@@ -62,7 +62,7 @@ func newTimeline(r *run, members []algo.Member) timeline {
 func (t *timeline) next() float64 {
 	at := t.nextUp
 	if len(t.changes) > 0 {
-		at = min(at, t.changes[0].At.seconds())
+		at = min(at, t.changes[0].At.Seconds())
 	}
 	return at
 }
@@ -77,10 +77,10 @@ func (t *timeline) end() {
 func (t *timeline) step(change bool) error {
 	if !change {
 		t.closeWindow()
-		t.window += t.run.sc.Window.seconds()
+		t.window += t.run.sc.Window.Seconds()
 		return nil
 	}
-	if len(t.changes) > 0 && t.changes[0].At.seconds() <= t.run.now {
+	if len(t.changes) > 0 && t.changes[0].At.Seconds() <= t.run.now {
 		c := t.changes[0]
 		t.changes = t.changes[1:]
 		t.apply(&c)
@@ -89,9 +89,13 @@ func (t *timeline) step(change bool) error {
 }
 
 // apply makes a change to the backends or the policy.
-func (t *timeline) apply(c *Change) {
+func (t *timeline) apply(c *scenario.Change) {
 	r := t.run
-	if c.Action == "algorithm" {
+	switch c.Action {
+	case scenario.ChangeRate:
+		r.arrivals.Rate = r.offered * c.Factor
+		return
+	case scenario.ChangeAlgorithm:
 		a := *r.alg
 		a.Name, a.Trial = c.Algorithm, nil
 		r.alg = &a
@@ -101,11 +105,11 @@ func (t *timeline) apply(c *Change) {
 	first := t.first[c.Backends]
 	for b := first; b < first+t.count[c.Backends]; b++ {
 		switch c.Action {
-		case "add":
+		case scenario.ChangeAdd:
 			t.add(b)
-		case "remove":
+		case scenario.ChangeRemove:
 			t.present[b] = false
-		case "weight":
+		case scenario.ChangeWeight:
 			t.all[b].Weight = c.Weight
 		default:
 			t.alter(b, c)
@@ -126,30 +130,30 @@ func (t *timeline) add(b int) {
 }
 
 // alter changes how a backend works.
-func (t *timeline) alter(b int, c *Change) {
+func (t *timeline) alter(b int, c *scenario.Change) {
 	r := t.run
 	s := &r.servers[b]
-	s.advance(r.now)
+	s.Advance(r.now)
 	original := t.groupOf(b).Speed
 	switch c.Action {
-	case "slow":
-		s.speed = original / c.Factor
-	case "freeze":
-		s.speed = 0
-	case "recover":
-		s.speed, s.failed = original, false
-	case "fail":
-		s.failed = true
-		for _, id := range s.clear(r.now) {
+	case scenario.ChangeSlow:
+		s.Speed = original / c.Factor
+	case scenario.ChangeFreeze, scenario.ChangeBlackhole:
+		s.Speed = 0
+	case scenario.ChangeRecover:
+		s.Speed, s.Failed = original, false
+	case scenario.ChangeFail:
+		s.Failed = true
+		for _, id := range s.Clear(r.now) {
 			r.requests[id].failed = true
 			r.done(id)
 		}
 	}
-	r.agenda.set(b, s.next())
+	r.agenda.set(b, s.Next())
 }
 
-func (t *timeline) groupOf(b int) *Group {
-	i := slices.IndexFunc(t.run.sc.Backends, func(g Group) bool {
+func (t *timeline) groupOf(b int) *scenario.Group {
+	i := slices.IndexFunc(t.run.sc.Backends, func(g scenario.Group) bool {
 		return b >= t.first[g.Name] && b < t.first[g.Name]+t.count[g.Name]
 	})
 	return &t.run.sc.Backends[i]
@@ -179,7 +183,7 @@ func (t *timeline) ramp(b int) uint16 {
 	if t.since[b] == noSlowStart {
 		return 0
 	}
-	total := t.run.alg.SlowStart.seconds()
+	total := t.run.alg.SlowStart.Seconds()
 	step := max(total/rampSteps, minRampStep)
 	steps := math.Floor((t.run.now-t.since[b])/step + 1e-6)
 	switch passed := steps * step / total; {

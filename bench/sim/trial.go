@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/lbproxy/lbproxy/bench/scenario"
 	"github.com/lbproxy/lbproxy/internal/algo"
 )
 
@@ -26,8 +27,8 @@ type trial struct {
 	factors  []uint32
 }
 
-func newTrial(r *run, a *Algorithm) *trial {
-	t := &trial{run: r, byTime: a.Name == leastTime, scatter: a.Trial.Scatter, halfLife: 30000, bits: 3, average: 16, renew: true, busy: cmp.Or(a.Trial.Busy, "open")}
+func newTrial(r *run, a *scenario.Algorithm) *trial {
+	t := &trial{run: r, byTime: a.Name == scenario.LeastTime, scatter: a.Trial.Scatter, halfLife: 30000, bits: 3, average: 16, renew: true, busy: cmp.Or(a.Trial.Busy, "open")}
 	if t.byTime {
 		t.compare = algo.FewMembers
 	}
@@ -50,7 +51,7 @@ func (t *trial) build(p *pool) error {
 	for i := range ms {
 		ms[i].Ramp = 0
 	}
-	table, err := algo.Build(leastConnection, ms)
+	table, err := algo.Build(scenario.LeastConnection, ms)
 	t.factors = table.Factors
 	for i := range t.run.nodes {
 		t.run.nodes[i].least = nil

@@ -1,24 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package station is a backend with a queue, as the simulator has it and as the lab's servers
+// follow it in real time.
+package station
 
-// server is a backend: some cores that work at a speed, and a queue without
+import "math"
+
+// Never is when nothing is due.
+var Never = math.Inf(1)
+
+// Server is a backend: some cores that work at a speed, and a queue without
 // bound. With the discipline fcfs each core serves one request to its end, in
 // order of arrival; with ps all requests share the cores equally.
 //
 // Time in the server is counted in work done per request in service. A request's
 // end is then fixed when its service begins, whatever happens to the speed.
-type server struct {
-	speed  float64 // work per second and core; 0: frozen
-	cores  int
-	shared bool // discipline ps
-	failed bool // refuses
+type Server struct {
+	Speed  float64 // work per second and core; 0: frozen
+	Cores  int
+	Shared bool // discipline ps
+	Failed bool // refuses
 
 	clock   float64 // work done for each request in service
 	at      float64 // the time to which clock and busy belong
-	busy    float64 // core seconds
+	Busy    float64 // core seconds
 	serving []job   // a heap, the earliest end first
-	waiting ring[waiter]
+	waiting Ring[waiter]
 }
 
 type job struct {
@@ -32,73 +39,73 @@ type waiter struct {
 }
 
 // rate returns how fast the clock goes.
-func (s *server) rate() float64 {
-	if k := len(s.serving); s.shared && k > s.cores {
-		return s.speed * float64(s.cores) / float64(k)
+func (s *Server) rate() float64 {
+	if k := len(s.serving); s.Shared && k > s.Cores {
+		return s.Speed * float64(s.Cores) / float64(k)
 	}
-	return s.speed
+	return s.Speed
 }
 
-// advance moves the server to time t, at which or before which nothing ends.
-func (s *server) advance(t float64) {
+// Advance moves the server to time t, at which or before which nothing ends.
+func (s *Server) Advance(t float64) {
 	dt := t - s.at
 	s.clock += s.rate() * dt
-	s.busy += float64(min(len(s.serving), s.cores)) * dt
+	s.Busy += float64(min(len(s.serving), s.Cores)) * dt
 	s.at = t
 }
 
-// next returns when the next request ends, if nothing else happens.
-func (s *server) next() float64 {
+// Next returns when the next request ends, if nothing else happens.
+func (s *Server) Next() float64 {
 	rate := s.rate()
 	if len(s.serving) == 0 || rate == 0 {
-		return never
+		return Never
 	}
 	return s.at + max(0, s.serving[0].end-s.clock)/rate
 }
 
-// enter takes a request at time t and says whether its service begins.
-func (s *server) enter(t float64, req int32, work float64) bool {
-	s.advance(t)
-	if s.shared || len(s.serving) < s.cores {
+// Enter takes a request at time t and says whether its service begins.
+func (s *Server) Enter(t float64, req int32, work float64) bool {
+	s.Advance(t)
+	if s.Shared || len(s.serving) < s.Cores {
 		s.serve(req, work)
 		return true
 	}
-	s.waiting.push(waiter{work, req})
+	s.waiting.Push(waiter{work, req})
 	return false
 }
 
-// leave ends the request whose time has come, which is t. It returns that request
+// Leave ends the request whose time has come, which is t. It returns that request
 // and the one whose service begins instead, or -1.
-func (s *server) leave(t float64) (done, begun int32) {
-	s.advance(t)
+func (s *Server) Leave(t float64) (done, begun int32) {
+	s.Advance(t)
 	done = s.serving[0].req
 	last := len(s.serving) - 1
 	s.sink(s.serving[last], last)
 	s.serving = s.serving[:last]
-	if s.waiting.size == 0 {
+	if s.waiting.Len() == 0 {
 		return done, -1
 	}
-	w := s.waiting.pop()
+	w := s.waiting.Pop()
 	s.serve(w.req, w.work)
 	return done, w.req
 }
 
-// clear drops all requests at time t and returns them.
-func (s *server) clear(t float64) []int32 {
-	s.advance(t)
+// Clear drops all requests at time t and returns them.
+func (s *Server) Clear(t float64) []int32 {
+	s.Advance(t)
 	var dropped []int32
 	for _, j := range s.serving {
 		dropped = append(dropped, j.req)
 	}
-	for s.waiting.size > 0 {
-		dropped = append(dropped, s.waiting.pop().req)
+	for s.waiting.Len() > 0 {
+		dropped = append(dropped, s.waiting.Pop().req)
 	}
 	s.serving = s.serving[:0]
 	return dropped
 }
 
 // serve puts a request into the heap.
-func (s *server) serve(req int32, work float64) {
+func (s *Server) serve(req int32, work float64) {
 	j := job{s.clock + work, req}
 	i := len(s.serving)
 	s.serving = append(s.serving, j)
@@ -110,7 +117,7 @@ func (s *server) serve(req int32, work float64) {
 }
 
 // sink puts j at the root of a heap of n and lets it down to its place.
-func (s *server) sink(j job, n int) {
+func (s *Server) sink(j job, n int) {
 	i := 0
 	for c := 1; c < n; c = 2*i + 1 {
 		if c+1 < n && s.serving[c+1].end < s.serving[c].end {
@@ -124,3 +131,6 @@ func (s *server) sink(j job, n int) {
 	}
 	s.serving[i] = j
 }
+
+// Capacity is the work that it does per second.
+func (s *Server) Capacity() float64 { return s.Speed * float64(s.Cores) }

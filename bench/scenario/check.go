@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package scenario
 
 import (
 	"errors"
@@ -61,6 +61,9 @@ func (sc *Scenario) check() error {
 	bad2("expect", sc.checkExpect())
 	if sc.Watch != "" && !sc.hasGroup(sc.Watch) {
 		bad("watch: no group %q", sc.Watch)
+	}
+	if sc.Live != nil {
+		bad2("live", sc.Live.check())
 	}
 	return errors.Join(errs...)
 }
@@ -134,17 +137,18 @@ func (sc *Scenario) checkClients() error {
 
 func (sc *Scenario) checkChanges() error {
 	for i, c := range sc.Changes {
-		err := oneOf(c.Action, "add", "remove", "slow", "freeze", "fail", "recover", "weight", "algorithm")
+		err := oneOf(c.Action, ChangeAdd, ChangeRemove, ChangeSlow, ChangeFreeze, ChangeBlackhole, ChangeFail,
+			ChangeRecover, ChangeWeight, ChangeAlgorithm, ChangeRate)
 		switch {
 		case err != nil:
 		case c.At < 0:
 			err = errors.New("at: want 0 or more")
-		case c.Action == "algorithm":
+		case c.Action == ChangeAlgorithm:
 			err = checkName(c.Algorithm)
-		case !sc.hasGroup(c.Backends):
-			err = fmt.Errorf("backends: no group %q", c.Backends)
-		case c.Action == "slow" && (c.Factor <= 0 || math.IsInf(c.Factor, 0)):
+		case (c.Action == ChangeSlow || c.Action == ChangeRate) && (c.Factor <= 0 || math.IsInf(c.Factor, 0)):
 			err = fmt.Errorf("factor: %g: want more than 0", c.Factor)
+		case c.Action != ChangeRate && !sc.hasGroup(c.Backends):
+			err = fmt.Errorf("backends: no group %q", c.Backends)
 		}
 		if err != nil {
 			return fmt.Errorf("number %d: %w", i+1, err)
@@ -155,7 +159,7 @@ func (sc *Scenario) checkChanges() error {
 
 // checkName accepts the names of internal/algo and the oracles.
 func checkName(name string) error {
-	if name == oracleJSQ || name == oracleSED {
+	if name == OracleJSQ || name == OracleSED {
 		return nil
 	}
 	return algo.Check(name)
@@ -193,8 +197,8 @@ func checkTrial(a Algorithm) error {
 	switch t := a.Trial; {
 	case t == nil:
 		return nil
-	case a.Name != leastConnection && a.Name != leastTime:
-		return fmt.Errorf("only of %s and %s", leastConnection, leastTime)
+	case a.Name != LeastConnection && a.Name != LeastTime:
+		return fmt.Errorf("only of %s and %s", LeastConnection, LeastTime)
 	case t.Compare != nil && *t.Compare < 0, t.Average < 0, t.Bits < 0 || t.Bits > 32:
 		return errors.New("want compare and average of 0 or more, bits of 0 to 32")
 	case t.Busy != "" && oneOf(t.Busy, busyRules...) != nil:
@@ -213,12 +217,9 @@ func (sc *Scenario) checkExpect() error {
 		labels[a.Label] = true
 	}
 	for i, e := range sc.Expect {
-		_, known := (&Result{}).metric(e.Metric)
 		switch {
 		case e.Algorithm == "" || !labels[e.Algorithm] || !labels[e.Of]:
 			return fmt.Errorf("number %d: no algorithm labelled %q or %q", i+1, e.Algorithm, e.Of)
-		case !known:
-			return fmt.Errorf("number %d: no metric %q", i+1, e.Metric)
 		case e.AtMost == nil && e.AtLeast == nil:
 			return fmt.Errorf("number %d: want atMost or atLeast", i+1)
 		case e.Load != 0 && !slices.Contains(sc.Load, e.Load):

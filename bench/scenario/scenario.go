@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package scenario is what the simulator and the lab run: arrivals, work, backends, and what
+// happens to them. docs/SIMULATOR.md describes the fields.
+package scenario
 
 import (
 	"encoding/json"
@@ -12,15 +14,17 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Scenario is one file of bench/sim/scenarios: what is simulated, with which
-// algorithms, and what is expected of them. docs/SIMULATOR.md describes the
-// fields. Each combination of Load and Nodes is one case; each case is run with
-// each algorithm, on the same arrivals and the same work.
+// Scenario is one file of bench/scenarios: what happens, with which algorithms, and what
+// is expected of them. Each combination of Load and Nodes is one case of the simulator;
+// each case is run with each algorithm, on the same arrivals and the same work.
 type Scenario struct {
-	Name     string `json:"name"`  // letters, digits and dashes
-	About    string `json:"about"` // a sentence or two
-	Seed     uint64 `json:"seed"`
-	Requests int    `json:"requests"` // of a run
+	Name     string `json:"name"`     // letters, digits and dashes
+	Question string `json:"question"` // that the lab's run answers
+	About    string `json:"about"`    // a sentence or two
+	// NotSimulated says why the simulator does not run it; empty: it does.
+	NotSimulated string `json:"notSimulated,omitempty"`
+	Seed         uint64 `json:"seed"`
+	Requests     int    `json:"requests"` // of a run
 	// Warmup is the part of the requests, 0..1, that come before measuring.
 	Warmup     float64     `json:"warmup"`
 	Load       []float64   `json:"load"`  // of the capacity at the start; 0.8 is 80 %
@@ -29,16 +33,17 @@ type Scenario struct {
 	Arrivals   Arrivals    `json:"arrivals"`
 	Service    Service     `json:"service"`
 	Discipline string      `json:"discipline"` // fcfs (default) or ps
-	Delay      duration    `json:"delay"`      // network round trip between node and backend
-	Timeout    duration    `json:"timeout"`    // after which a client gives up; 0: never
+	Delay      Duration    `json:"delay"`      // network round trip between node and backend
+	Timeout    Duration    `json:"timeout"`    // after which a client gives up; 0: never
 	Signal     string      `json:"signal"`     // of least-time: connect, first-byte or last-byte (default)
-	SlowStart  duration    `json:"slowStart"`  // of a backend that is added; 0: none
+	SlowStart  Duration    `json:"slowStart"`  // of a backend that is added; 0: none
 	Clients    Clients     `json:"clients"`
-	Window     duration    `json:"window"` // of the series over time; 0: no series
+	Window     Duration    `json:"window"` // of the series over time; 0: no series
 	Watch      string      `json:"watch"`  // the group whose share the series shows
 	Changes    []Change    `json:"changes"`
 	Algorithms []Algorithm `json:"algorithms"`
 	Expect     []Expect    `json:"expect"`
+	Live       *Live       `json:"live,omitempty"` // nil: the lab does not run it
 }
 
 // Group is a number of equal backends.
@@ -54,14 +59,14 @@ type Group struct {
 // Arrivals is the process by which requests come, whatever the backends do.
 type Arrivals struct {
 	Process string   `json:"process"` // poisson (default), deterministic or bursty
-	Burst   duration `json:"burst"`   // bursty: mean length of a burst, in which all requests come
-	Pause   duration `json:"pause"`   // bursty: mean length of a pause
+	Burst   Duration `json:"burst"`   // bursty: mean length of a burst, in which all requests come
+	Pause   Duration `json:"pause"`   // bursty: mean length of a pause
 }
 
 // Service is the distribution of the work of a request, in seconds at speed 1.
 type Service struct {
 	Distribution string   `json:"distribution"` // exponential (default), deterministic, lognormal, pareto or bimodal
-	Mean         duration `json:"mean"`         // default 10ms
+	Mean         Duration `json:"mean"`         // default 10ms
 	CV           float64  `json:"cv"`           // lognormal: standard deviation over mean; default 1
 	Alpha        float64  `json:"alpha"`        // pareto: shape; default 1.5
 	Span         float64  `json:"span"`         // pareto: longest over shortest, default 1000; bimodal: long over short, default 10
@@ -77,19 +82,41 @@ type Clients struct {
 // Change is something that happens to all backends of a group, or to the
 // balancing, at a moment.
 type Change struct {
-	At        duration `json:"at"`
-	Action    string   `json:"action"`    // add, remove, slow, freeze, fail, recover, weight or algorithm
-	Backends  string   `json:"backends"`  // a group's name; not for algorithm
-	Factor    float64  `json:"factor"`    // slow: how many times slower than in the beginning
+	At        Duration `json:"at"`
+	Action    string   `json:"action"`    // one of the constants below
+	Backends  string   `json:"backends"`  // a group's name; not for algorithm and rate
+	Factor    float64  `json:"factor"`    // slow: how many times slower than in the beginning; rate: how many times more requests than then
 	Weight    uint16   `json:"weight"`    // weight
 	Algorithm string   `json:"algorithm"` // algorithm: what every run switches to
 }
+
+// The actions of changes.
+const (
+	ChangeAdd       = "add"
+	ChangeRemove    = "remove"
+	ChangeSlow      = "slow"
+	ChangeFreeze    = "freeze"    // it takes connections, and does nothing
+	ChangeBlackhole = "blackhole" // no packet reaches it; to the simulator the same as freeze
+	ChangeFail      = "fail"      // it refuses, and what it had is gone
+	ChangeRecover   = "recover"
+	ChangeWeight    = "weight"
+	ChangeAlgorithm = "algorithm"
+	ChangeRate      = "rate"
+)
+
+// Names that have a meaning to scenarios.
+const (
+	OracleJSQ       = "oracle-jsq" // joins the shortest queue, whoever sent what is in it
+	OracleSED       = "oracle-sed" // knows speeds, too
+	LeastConnection = "least-connection"
+	LeastTime       = "least-time"
+)
 
 // Algorithm is one column of the result.
 type Algorithm struct {
 	Name      string    `json:"name"`      // of internal/algo, or oracle-jsq or oracle-sed
 	Label     string    `json:"label"`     // default: the name
-	SlowStart *duration `json:"slowStart"` // default: the scenario's
+	SlowStart *Duration `json:"slowStart"` // default: the scenario's
 	// CatchUp makes a slow start last, at full ramp, until the backend has as many
 	// connections for its weight as one that is not starting.
 	CatchUp bool   `json:"catchUp"`
@@ -102,7 +129,7 @@ type Algorithm struct {
 type Trial struct {
 	Compare  *int     `json:"compare"`  // members compared, from a random start; 0: all
 	Scatter  bool     `json:"scatter"`  // compare members at random places, not a run of neighbours
-	HalfLife duration `json:"halfLife"` // of an average that is not renewed; less than 0: for ever
+	HalfLife Duration `json:"halfLife"` // of an average that is not renewed; less than 0: for ever
 	Average  int      `json:"average"`  // a sample moves the average by 1/Average
 	Bits     int      `json:"bits"`     // significant bits of an average that count; 32: all
 	Renew    *bool    `json:"renew"`    // the weight of the past in an average halves with each half-life without a sample
@@ -120,11 +147,11 @@ type Expect struct {
 	Nodes     int      `json:"nodes"` // only the case with so many nodes; 0: every case
 }
 
-// duration is a time.Duration that is spelled "10ms".
-type duration time.Duration
+// Duration is a time.Duration that is spelled "10ms".
+type Duration time.Duration
 
 // UnmarshalJSON accepts what time.ParseDuration does.
-func (d *duration) UnmarshalJSON(b []byte) error {
+func (d *Duration) UnmarshalJSON(b []byte) error {
 	var s string
 	if err := json.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("duration %s: want a string such as \"10ms\"", b)
@@ -133,32 +160,34 @@ func (d *duration) UnmarshalJSON(b []byte) error {
 	if err != nil {
 		return fmt.Errorf("duration %q: want a number and a unit, such as 10ms", s)
 	}
-	*d = duration(v)
+	*d = Duration(v)
 	return nil
 }
 
 // MarshalJSON writes what UnmarshalJSON reads.
-func (d duration) MarshalJSON() ([]byte, error) {
+func (d Duration) MarshalJSON() ([]byte, error) {
 	return json.Marshal(time.Duration(d).String())
 }
 
-func (d duration) seconds() float64 { return time.Duration(d).Seconds() }
+// Seconds is the duration in seconds.
+func (d Duration) Seconds() float64 { return time.Duration(d).Seconds() }
 
-// readScenario reads a scenario, fills in the defaults and checks it. An error
+// Read reads a scenario, fills in the defaults and checks it. An error
 // names the file and the field.
-func readScenario(file string) (*Scenario, error) {
+func Read(file string) (*Scenario, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("scenario: %w", err)
 	}
-	sc, err := parseScenario(data)
+	sc, err := Parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("scenario %s: %w", filepath.Base(file), err)
 	}
 	return sc, nil
 }
 
-func parseScenario(data []byte) (*Scenario, error) {
+// Parse reads a scenario from YAML, as Read does.
+func Parse(data []byte) (*Scenario, error) {
 	sc := &Scenario{}
 	if err := yaml.UnmarshalStrict(data, sc); err != nil {
 		return nil, err
@@ -174,11 +203,14 @@ func (sc *Scenario) defaults() {
 	setDefault(&sc.Clients.Count, 1000)
 	s := &sc.Service
 	setDefault(&s.Distribution, "exponential")
-	setDefault(&s.Mean, duration(10*time.Millisecond))
+	setDefault(&s.Mean, Duration(10*time.Millisecond))
 	setDefault(&s.CV, 1)
 	setDefault(&s.Alpha, 1.5)
 	setDefault(&s.Long, 0.1)
 	setDefault(&s.Span, map[string]float64{"pareto": 1000, "bimodal": 10}[s.Distribution])
+	if sc.Live != nil {
+		sc.Live.defaults()
+	}
 	if len(sc.Nodes) == 0 {
 		sc.Nodes = []int{1}
 	}
@@ -210,10 +242,10 @@ func setDefault[T comparable](p *T, v T) {
 	}
 }
 
-// shrink makes the scenario factor times shorter, with everything that happens
+// Shrink makes the scenario factor times shorter, with everything that happens
 // in it.
-func (sc *Scenario) shrink(factor float64) {
-	short := func(d *duration) { *d = duration(float64(*d) / factor) }
+func (sc *Scenario) Shrink(factor float64) {
+	short := func(d *Duration) { *d = Duration(float64(*d) / factor) }
 	sc.Requests = max(1, int(float64(sc.Requests)/factor))
 	short(&sc.Window)
 	short(&sc.SlowStart)

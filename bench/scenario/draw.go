@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package scenario
 
 import (
 	"math"
@@ -11,61 +11,63 @@ import (
 // The streams of random numbers of a run. Each has a generator of its own, so
 // that two algorithms meet the same arrivals with the same work.
 const (
-	streamArrivals = iota
-	streamWork
-	streamNodes
-	streamClients
-	streamPicks
-	streamStarts
+	StreamArrivals = iota
+	StreamWork
+	StreamNodes
+	StreamClients
+	StreamPicks
+	StreamStarts
 )
 
-func stream(seed uint64, number uint64) *rand.Rand {
+// Stream is the generator of a stream.
+func Stream(seed uint64, number uint64) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, number))
 }
 
-// arrivals makes the times between requests.
-type arrivals struct {
+// Process makes the times between requests.
+type Process struct {
+	Rate    float64 // requests per second; may change
 	rng     *rand.Rand
-	rate    float64 // requests per second
 	process string
 	burst   float64 // bursty: mean seconds
 	pause   float64 // bursty: mean seconds
 	left    float64 // bursty: of this burst
 }
 
-func newArrivals(a Arrivals, rate float64, rng *rand.Rand) *arrivals {
-	return &arrivals{rng: rng, rate: rate, process: a.Process, burst: a.Burst.seconds(), pause: a.Pause.seconds()}
+// Draw returns a process with so many requests a second.
+func (a Arrivals) Draw(rate float64, rng *rand.Rand) *Process {
+	return &Process{Rate: rate, rng: rng, process: a.Process, burst: a.Burst.Seconds(), pause: a.Pause.Seconds()}
 }
 
-// gap returns the seconds until the next request. The mean is 1/rate in every
+// Gap returns the seconds until the next request. The mean is 1/Rate in every
 // process.
-func (a *arrivals) gap() float64 {
-	switch a.process {
+func (p *Process) Gap() float64 {
+	switch p.process {
 	case "deterministic":
-		return 1 / a.rate
+		return 1 / p.Rate
 	case "bursty":
-		return a.burstyGap()
+		return p.burstyGap()
 	}
-	return a.rng.ExpFloat64() / a.rate
+	return p.rng.ExpFloat64() / p.Rate
 }
 
 // burstyGap is that of an interrupted Poisson process: bursts and pauses are
 // exponential, and requests come only in bursts.
-func (a *arrivals) burstyGap() float64 {
-	busy := a.rng.ExpFloat64() / a.rate * a.burst / (a.burst + a.pause)
+func (p *Process) burstyGap() float64 {
+	busy := p.rng.ExpFloat64() / p.Rate * p.burst / (p.burst + p.pause)
 	gap := busy
-	for busy > a.left {
-		busy -= a.left
-		gap += a.rng.ExpFloat64() * a.pause
-		a.left = a.rng.ExpFloat64() * a.burst
+	for busy > p.left {
+		busy -= p.left
+		gap += p.rng.ExpFloat64() * p.pause
+		p.left = p.rng.ExpFloat64() * p.burst
 	}
-	a.left -= busy
+	p.left -= busy
 	return gap
 }
 
-// work returns a function that draws the seconds of work of a request.
-func work(s Service, rng *rand.Rand) func() float64 {
-	mean := s.Mean.seconds()
+// Draw returns a function that draws the seconds of work of a request.
+func (s Service) Draw(rng *rand.Rand) func() float64 {
+	mean := s.Mean.Seconds()
 	switch s.Distribution {
 	case "deterministic":
 		return func() float64 { return mean }
@@ -74,7 +76,7 @@ func work(s Service, rng *rand.Rand) func() float64 {
 		mu, sigma := math.Log(mean)-sigma2/2, math.Sqrt(sigma2)
 		return func() float64 { return math.Exp(mu + sigma*rng.NormFloat64()) }
 	case "pareto":
-		scale := mean / boundedParetoMean(s.Alpha, s.Span)
+		scale := mean / BoundedParetoMean(s.Alpha, s.Span)
 		tail := 1 - math.Pow(s.Span, -s.Alpha)
 		return func() float64 { return scale * math.Pow(1-rng.Float64()*tail, -1/s.Alpha) }
 	case "bimodal":
@@ -89,9 +91,9 @@ func work(s Service, rng *rand.Rand) func() float64 {
 	return func() float64 { return rng.ExpFloat64() * mean }
 }
 
-// boundedParetoMean returns the mean of a Pareto distribution of shape alpha
+// BoundedParetoMean returns the mean of a Pareto distribution of shape alpha
 // that is cut to 1..span.
-func boundedParetoMean(alpha, span float64) float64 {
+func BoundedParetoMean(alpha, span float64) float64 {
 	tail := 1 - math.Pow(span, -alpha)
 	if alpha == 1 {
 		return math.Log(span) / tail
@@ -99,8 +101,8 @@ func boundedParetoMean(alpha, span float64) float64 {
 	return alpha / (alpha - 1) * (1 - math.Pow(span, 1-alpha)) / tail
 }
 
-// clients returns a function that draws a client's number, 0..Count-1.
-func clients(c Clients, rng *rand.Rand) func() int {
+// Draw returns a function that draws a client's number, 0..Count-1.
+func (c Clients) Draw(rng *rand.Rand) func() int {
 	if c.Zipf == 0 {
 		return func() int { return rng.IntN(c.Count) }
 	}
