@@ -86,6 +86,7 @@ fuzz: need-root ## every fuzz target for FUZZTIME (10s), on packets too (root)
 bench: need-root build ## what lbproxy costs, as ratios in one table (root); BENCHTIME=1x: a quick look
 	@hack/deps.sh $@
 	go test -tags root -c -o bin/ebpf.test ./internal/dataplane/ebpf
+	go test -tags root -c -o bin/pick.test ./internal/algo/picktest
 	go run $(AS_ROOT) ./bench -benchtime $(BENCHTIME)
 
 bench-control: need-root build ## the control plane at scale, beside a real kube-proxy (root); QUICK=1: a quick look

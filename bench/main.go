@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	results "github.com/lbproxy/lbproxy/bench/result"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
@@ -53,11 +54,15 @@ func sizes(benchtime string) (size, error) {
 		contests: scale(3), requests: 4000, passes: scale(5), gobench: "50ms", services: 10_000, changes: 100, starts: min(3, scale(2))}, nil
 }
 
+// command is what repeats this run.
+func command() []string { return append([]string{"go", "run", "./bench"}, os.Args[1:]...) }
+
 func run(ctx context.Context) error {
 	benchtime := flag.String("benchtime", "1s", "1x, or how long for, in proportion to 1s")
 	program := flag.String("lbproxy", "bin/lbproxy", "the program to measure")
 	ebpfTest := flag.String("ebpf", "bin/ebpf.test", "the compiled tests of internal/dataplane/ebpf")
-	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, commit, algorithms, agent, start")
+	pickTest := flag.String("pick", "bin/pick.test", "the compiled tests of internal/algo/picktest")
+	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, pick, commit, algorithms, agent, start")
 	out := flag.String("out", "bench/out/latest.json", "file for all numbers")
 	flag.Parse()
 	sz, err := sizes(*benchtime)
@@ -72,7 +77,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &report{Machine: observe.ThisMachine(), Benchtime: *benchtime}
+	r := &results.File{Command: command(), Machine: observe.ThisMachine(), Quick: *benchtime == "1x"}
 	err = p.balanced.lab.Host(lab.Node).Do(func() error {
 		r.Machine.Congestion = observe.ReadWord("/proc/sys/net/ipv4/tcp_congestion_control")
 		return nil
@@ -80,6 +85,7 @@ func run(ctx context.Context) error {
 	for _, s := range []suite{
 		{"connect", p.connects}, {"hook", p.hooks}, {"rr", p.exchanges}, {"stream", p.streams},
 		{"packet", func(ctx context.Context, sz size) ([]row, error) { return packets(ctx, *ebpfTest, sz) }},
+		{"pick", func(ctx context.Context, sz size) ([]row, error) { return picks(ctx, *ebpfTest, *pickTest, sz) }},
 		{"commit", func(ctx context.Context, sz size) ([]row, error) { return commits(ctx, *ebpfTest, sz) }},
 		{"algorithms", algorithms},
 		{"agent", pipeline},
@@ -101,8 +107,8 @@ func run(ctx context.Context) error {
 		return err
 	}
 	r.Machine.LoadAfter = observe.Load()
-	if err := r.save(*out); err != nil {
+	if err := observe.Save(*out, r); err != nil {
 		return err
 	}
-	return r.print(os.Stdout)
+	return printRows(os.Stdout, r)
 }
