@@ -52,6 +52,7 @@ type Arm struct {
 	Name      string  `json:"name"`      // direct, lbproxy-ebpf, lbproxy-iptables, kube-proxy-iptables, kube-proxy-nftables, nginx, haproxy, simulator
 	Algorithm string  `json:"algorithm"` // as the proxy calls it; empty for direct
 	Blocks    []Block `json:"blocks"`
+	Note      string  `json:"note,omitempty"` // of the simulator: why its model does not apply
 }
 
 // Label names an arm in tables and plots.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build root
-
-package trial
+// Package browser looks at pages in a headless Chromium, for tests. It is told what to do by
+// a pipe, in the DevTools protocol: JSON that ends with a zero byte.
+package browser
 
 import (
 	"bufio"
@@ -11,60 +11,63 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
-
-	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
-// browser is a headless Chromium on the node. It is told what to do by a pipe, in the
-// DevTools protocol: JSON that ends with a zero byte.
-type browser struct {
+// Browser shows one page at a time.
+type Browser struct {
 	t       *testing.T
 	to      *os.File
 	from    *bufio.Reader
 	session string
 	last    int
-	errors  []string // what pages complained about
+	errors  []string
 }
 
-// browserTimeout is how long an answer may take on a busy machine.
-const browserTimeout = 90 * time.Second
+// timeout is how long an answer may take on a busy machine.
+const timeout = 90 * time.Second
 
-func (r *rig) browser() *browser {
-	r.t.Helper()
+// Args are the arguments of a Chromium that keeps what it has to keep in dir.
+func Args(dir string) []string {
+	return []string{"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+		"--remote-debugging-pipe", "--user-data-dir=" + filepath.Join(dir, "chromium"), "--no-first-run", "--disable-extensions",
+		"--disable-background-networking", "about:blank"}
+}
+
+// Start starts cmd, a chromium with Args, by start, and ends it with the test.
+func Start(t *testing.T, cmd *exec.Cmd, start func(*exec.Cmd) error) *Browser {
+	t.Helper()
 	hears, tells, err := os.Pipe()
 	if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
 	answers, says, err := os.Pipe()
 	if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
-	cmd := r.lab.Host(lab.Node).Command(r.t.Context(), "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-		"--remote-debugging-pipe", "--user-data-dir="+filepath.Join(r.lab.Dir(), "chromium"), "--no-first-run", "--disable-extensions",
-		"--disable-background-networking", "about:blank")
 	cmd.ExtraFiles = []*os.File{hears, says} // 3 and 4
 	var noise bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &noise, &noise
-	if err := r.lab.Host(lab.Node).Start(cmd); err != nil {
-		r.t.Fatalf("chromium: %v", err)
+	if err := start(cmd); err != nil {
+		t.Fatalf("chromium: %v", err)
 	}
 	hears.Close()
 	says.Close()
-	b := &browser{t: r.t, to: tells, from: bufio.NewReader(answers)}
-	r.t.Cleanup(func() {
+	b := &Browser{t: t, to: tells, from: bufio.NewReader(answers)}
+	t.Cleanup(func() {
 		_, _ = tells.WriteString(`{"id":1000000,"method":"Browser.close"}` + "\x00")
 		tells.Close()
 		_ = cmd.Wait()
 		answers.Close()
-		if r.t.Failed() {
-			r.t.Logf("chromium: %s", noise.String())
+		if t.Failed() {
+			t.Logf("chromium: %s", noise.String())
 		}
 	})
-	if err := answers.SetReadDeadline(time.Now().Add(10 * browserTimeout)); err != nil {
-		r.t.Fatal(err)
+	if err := answers.SetReadDeadline(time.Now().Add(10 * timeout)); err != nil {
+		t.Fatal(err)
 	}
 	var target struct{ TargetID string }
 	b.call("Target.createTarget", map[string]any{"url": "about:blank"}, &target)
@@ -78,7 +81,7 @@ func (r *rig) browser() *browser {
 }
 
 // call sends a command and waits for its result.
-func (b *browser) call(method string, params map[string]any, result any) {
+func (b *Browser) call(method string, params map[string]any, result any) {
 	b.t.Helper()
 	b.last++
 	command := map[string]any{"id": b.last, "method": method, "params": params}
@@ -127,8 +130,8 @@ func (b *browser) call(method string, params map[string]any, result any) {
 	}
 }
 
-// open shows a page in a window of that width.
-func (b *browser) open(url string, width int, dark bool) {
+// Open shows a page in a window of that width.
+func (b *Browser) Open(url string, width int, dark bool) {
 	b.t.Helper()
 	scheme := map[bool]string{false: "light", true: "dark"}[dark]
 	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}, nil)
@@ -136,8 +139,8 @@ func (b *browser) open(url string, width int, dark bool) {
 	b.call("Page.navigate", map[string]any{"url": url}, nil)
 }
 
-// eval returns the value of an expression of JavaScript, as it is in the page.
-func (b *browser) eval(expression string) string {
+// Eval returns the value of an expression of JavaScript, as it is in the page.
+func (b *Browser) Eval(expression string) string {
 	b.t.Helper()
 	var out struct {
 		Result           struct{ Value any }
@@ -150,8 +153,8 @@ func (b *browser) eval(expression string) string {
 	return fmt.Sprint(out.Result.Value)
 }
 
-// shoot writes what is seen to a file, if somebody wants to see it: TRIAL_SHOTS is a directory.
-func (b *browser) shoot(name string) {
+// Shoot writes all of the page to a file, if somebody wants to see it: TRIAL_SHOTS is a directory.
+func (b *Browser) Shoot(name string) {
 	b.t.Helper()
 	dir := os.Getenv("TRIAL_SHOTS")
 	if dir == "" {
@@ -167,3 +170,6 @@ func (b *browser) shoot(name string) {
 		b.t.Error(err)
 	}
 }
+
+// Errors are what pages complained about so far.
+func (b *Browser) Errors() []string { return b.errors }
