@@ -16,12 +16,13 @@ import (
 	"time"
 
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/bench/internal/worker"
 	results "github.com/lbproxy/lbproxy/bench/result"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
 func main() {
-	workerMain()
+	worker.Main(workerKind, newServer)
 	lab.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

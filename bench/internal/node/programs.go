@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package node
 
 import (
 	"bytes"
@@ -15,24 +15,24 @@ import (
 
 // The backends of iptables: what one of them writes, the other does not see.
 const (
-	nft           = "nft"
-	legacyBackend = "legacy"
+	NFT    = "nft"
+	Legacy = "legacy"
 )
 
 // envAid says that this process is to be called as iptables-restore.
 const envAid = "BENCH_CONTROL_AID"
 
-// aidMain turns this process into iptables-nft-restore if it was called by the name of
+// AidMain turns this process into iptables-nft-restore if it was called by the name of
 // iptables-restore, with one line more in its input: -S, without the name of a chain.
 // From then on the program has every chain in its cache. Without it, it looks every
 // line's chain up in a sorted list, and kube-proxy's 120,000 chains of 10,000 Services
 // with 10 endpoints, in an order of their hashes, take it more than 150 s.
-func aidMain() {
+func AidMain() {
 	name := filepath.Base(os.Args[0])
 	if os.Getenv(envAid) == "" || !strings.HasSuffix(name, "-restore") {
 		return
 	}
-	err := aided(strings.Replace(name, "-", "-"+nft+"-", 1), os.Args[1:])
+	err := aided(strings.Replace(name, "-", "-"+NFT+"-", 1), os.Args[1:])
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -62,14 +62,14 @@ func listFirst(text []byte) []byte {
 }
 
 // programs is a directory of the names that kube-proxy calls iptables by, for PATH.
-func (p *place) programs() string { return filepath.Join(p.lab.Dir(), "bin") }
+func (n *Node) programs() string { return filepath.Join(n.Lab.Dir(), "bin") }
 
-// lock is the lock file of the legacy programs in this place.
-func (p *place) lock() string { return filepath.Join(p.lab.Dir(), "xtables.lock") }
+// Lock is the lock file of the legacy programs in this place.
+func (n *Node) Lock() string { return filepath.Join(n.Lab.Dir(), "xtables.lock") }
 
 // provide fills programs with those of a backend.
-func (p *place) provide(backend string) error {
-	if err := os.MkdirAll(p.programs(), 0o755); err != nil {
+func (n *Node) provide(backend string) error {
+	if err := os.MkdirAll(n.programs(), 0o755); err != nil {
 		return fmt.Errorf("programs: %w", err)
 	}
 	for _, name := range []string{"iptables", "ip6tables"} {
@@ -78,7 +78,7 @@ func (p *place) provide(backend string) error {
 			if err != nil {
 				return fmt.Errorf("programs: %w", err)
 			}
-			if err := p.link(name+end, path); err != nil {
+			if err := n.link(name+end, path); err != nil {
 				return err
 			}
 		}
@@ -87,17 +87,17 @@ func (p *place) provide(backend string) error {
 }
 
 // aid puts this program in the place of the restore program.
-func (p *place) aid() error {
+func (n *Node) aid() error {
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("programs: %w", err)
 	}
-	return p.link("iptables-restore", exe)
+	return n.link("iptables-restore", exe)
 }
 
 // link makes name, which may be there, a link to path.
-func (p *place) link(name, path string) error {
-	at := filepath.Join(p.programs(), name)
+func (n *Node) link(name, path string) error {
+	at := filepath.Join(n.programs(), name)
 	err := os.Symlink(path, at+".new")
 	if err == nil {
 		err = os.Rename(at+".new", at)
@@ -109,12 +109,12 @@ func (p *place) link(name, path string) error {
 }
 
 // env is what the programs of a backend have in their environment.
-func (p *place) env(backend string) []string {
+func (n *Node) env(backend string) []string {
 	if backend == "" {
 		return nil
 	}
 	return []string{
-		"PATH=" + p.programs() + string(filepath.ListSeparator) + os.Getenv("PATH"),
-		"XTABLES_LOCKFILE=" + p.lock(), envAid + "=1",
+		"PATH=" + n.programs() + string(filepath.ListSeparator) + os.Getenv("PATH"),
+		"XTABLES_LOCKFILE=" + n.Lock(), envAid + "=1",
 	}
 }

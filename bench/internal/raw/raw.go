@@ -1,39 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package raw is sockets by plain system calls, without the Go runtime's bookkeeping of
+// blocked threads, which would be a part of what is measured.
+package raw
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// address is a socket address in the kernel's form, ready for a system call.
-type address struct {
+// Address is a socket address in the kernel's form, ready for a system call.
+type Address struct {
 	raw  unix.RawSockaddrInet6 // an IPv4 address uses its first bytes
 	size uintptr
 	v6   bool
 }
 
-func addressOf(ap netip.AddrPort) *address {
+// AddressOf converts ap.
+func AddressOf(ap netip.AddrPort) *Address {
 	port := ap.Port()<<8 | ap.Port()>>8
 	if ap.Addr().Is4() {
-		a := &address{size: unix.SizeofSockaddrInet4}
+		a := &Address{size: unix.SizeofSockaddrInet4}
 		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(&a.raw))
 		*v4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: ap.Addr().As4()}
 		return a
 	}
-	return &address{
+	return &Address{
 		raw:  unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: ap.Addr().As16()},
 		size: unix.SizeofSockaddrInet6, v6: true,
 	}
 }
 
-// connect is connect(2) without the Go runtime's bookkeeping of blocked threads,
-// which would be a part of what is measured.
-func (a *address) connect(fd int) error {
+// Connect is connect(2).
+func (a *Address) Connect(fd int) error {
 	for {
 		_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&a.raw)), a.size)
 		switch errno {
@@ -46,7 +50,8 @@ func (a *address) connect(fd int) error {
 	}
 }
 
-func (a *address) socket(kind int) (int, error) {
+// Socket makes a blocking socket of its family.
+func (a *Address) Socket(kind int) (int, error) {
 	family := unix.AF_INET
 	if a.v6 {
 		family = unix.AF_INET6
@@ -58,19 +63,19 @@ func (a *address) socket(kind int) (int, error) {
 	return fd, nil
 }
 
-// dialTCP opens a connection that ends with a reset, so that no port stays in
+// DialTCP opens a connection that ends with a reset, so that no port stays in
 // TIME_WAIT.
-func (a *address) dialTCP() (int, error) {
-	fd, err := a.socket(unix.SOCK_STREAM)
+func (a *Address) DialTCP() (int, error) {
+	fd, err := a.Socket(unix.SOCK_STREAM)
 	if err != nil {
 		return -1, err
 	}
-	err = setReset(fd)
+	err = SetReset(fd)
 	if err == nil {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
 	if err == nil {
-		err = a.connect(fd)
+		err = a.Connect(fd)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -79,7 +84,8 @@ func (a *address) dialTCP() (int, error) {
 	return fd, nil
 }
 
-func setReset(fd int) error {
+// SetReset makes closing fd send a reset.
+func SetReset(fd int) error {
 	err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	if err != nil {
 		return fmt.Errorf("linger: %w", err)
@@ -87,8 +93,8 @@ func setReset(fd int) error {
 	return nil
 }
 
-// transfer is read(2) or write(2), by number, of all of b.
-func transfer(trap uintptr, fd int, b []byte) error {
+// Transfer is read(2) or write(2), by number, of all of b.
+func Transfer(trap uintptr, fd int, b []byte) error {
 	for len(b) > 0 {
 		n, _, errno := unix.RawSyscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 		switch {
@@ -104,8 +110,8 @@ func transfer(trap uintptr, fd int, b []byte) error {
 	return nil
 }
 
-// listen opens a non-blocking TCP socket on every address of both families.
-func listen(port uint16) (int, error) {
+// Listen opens a non-blocking TCP socket on every address of both families.
+func Listen(port uint16) (int, error) {
 	const backlog = 4096
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -123,4 +129,38 @@ func listen(port uint16) (int, error) {
 		return -1, fmt.Errorf("listen on port %d: %w", port, err)
 	}
 	return fd, nil
+}
+
+// Accept gives each connection a thread of its own, until the process ends.
+func Accept(fd int, handle func(int)) {
+	for {
+		c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+		if err == nil {
+			go func() {
+				runtime.LockOSThread()
+				defer unix.Close(c)
+				handle(c)
+			}()
+		}
+	}
+}
+
+// Echo sends each byte back.
+func Echo(fd int) {
+	if unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) != nil {
+		return
+	}
+	b := make([]byte, 1)
+	for Transfer(unix.SYS_READ, fd, b) == nil && Transfer(unix.SYS_WRITE, fd, b) == nil {
+	}
+}
+
+// Sink takes what comes.
+func Sink(fd int) {
+	b := make([]byte, 1<<18)
+	for {
+		if n, err := unix.Read(fd, b); n == 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
 }
