@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lbproxy/lbproxy/bench/internal/plot"
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 )
 
 // bar is what a picture of bars shows of one algorithm.
@@ -28,7 +29,7 @@ type barChart struct {
 }
 
 // chartOf takes the first case of a report.
-func chartOf(rep *Report) barChart {
+func chartOf(rep *sim.Report) barChart {
 	first := rep.Results[0]
 	c := barChart{Title: rep.Scenario.About, Load: first.Load}
 	c.About = fmt.Sprintf("99th percentile of the response time at load %g, simulated: %d requests for each algorithm", first.Load, rep.Scenario.Requests)

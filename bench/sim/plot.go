@@ -4,8 +4,10 @@ package main
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/lbproxy/lbproxy/bench/internal/plot"
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 )
 
 // The size of a plot in pixels.
@@ -22,11 +24,11 @@ func draw(title string, x, y plot.Axis, lines []plot.Line) []byte {
 
 // plots returns SVG files by name: for each case the distribution of the sojourn
 // time, and if there is a series its p99 and the watched group's share.
-func plots(rep *Report) map[string][]byte {
+func plots(rep *sim.Report) map[string][]byte {
 	out := map[string][]byte{}
 	for i := 0; i < len(rep.Results); {
 		first := rep.Results[i]
-		var group []*Result
+		var group []*sim.Result
 		for ; i < len(rep.Results) && rep.Results[i].Load == first.Load && rep.Results[i].Nodes == first.Nodes; i++ {
 			group = append(group, rep.Results[i])
 		}
@@ -36,25 +38,24 @@ func plots(rep *Report) map[string][]byte {
 		if len(first.Series) == 0 {
 			continue
 		}
-		out[name+"-p99.svg"] = plotSeries(title+"p99 of each window", "p99, ms", true, group, func(p Point) float64 { return 1000 * p.P99 })
+		out[name+"-p99.svg"] = plotSeries(title+"p99 of each window", "p99, ms", true, group, func(p sim.Point) float64 { return 1000 * p.P99 })
 		if w := rep.Scenario.Watch; w != "" {
-			out[name+"-share.svg"] = plotSeries(title+"share of "+w, "requests over the fair share", false, group, func(p Point) float64 { return p.Watch })
+			out[name+"-share.svg"] = plotSeries(title+"share of "+w, "requests over the fair share", false, group, func(p sim.Point) float64 { return p.Watch })
 		}
 	}
 	return out
 }
 
 // plotSojourn draws the part of the requests that take longer than a time.
-func plotSojourn(title string, results []*Result) []byte {
-	x := plot.Axis{Title: "sojourn time, ms", Log: true, Low: never, High: 0}
+func plotSojourn(title string, results []*sim.Result) []byte {
+	x := plot.Axis{Title: "sojourn time, ms", Log: true, Low: math.Inf(1), High: 0}
 	y := plot.Axis{Title: "part of the requests", Log: true, Low: 1e-4, High: 1}
 	var lines []plot.Line
 	for _, r := range results {
 		l := plot.Line{Label: r.Algorithm}
-		above := float64(r.sojourn.n)
-		for b, c := range r.sojourn.counts {
-			if above -= float64(c); c > 0 && above/float64(r.sojourn.n) >= y.Low {
-				l.Points = append(l.Points, plot.Point{X: 1000 * bucketStart(b+1), Y: above / float64(r.sojourn.n)})
+		for seconds, part := range r.Longer {
+			if part >= y.Low {
+				l.Points = append(l.Points, plot.Point{X: 1000 * seconds, Y: part})
 			}
 		}
 		l.Points = plot.Thin(l.Points, 300)
@@ -70,11 +71,11 @@ func plotSojourn(title string, results []*Result) []byte {
 }
 
 // plotSeries draws a value of each window over time.
-func plotSeries(title, what string, log bool, results []*Result, value func(Point) float64) []byte {
+func plotSeries(title, what string, log bool, results []*sim.Result, value func(sim.Point) float64) []byte {
 	x := plot.Axis{Title: "time, s", High: 1e-9}
 	y := plot.Axis{Title: what, Log: log, High: 1e-9}
 	if log {
-		y.Low = never
+		y.Low = math.Inf(1)
 	}
 	var lines []plot.Line
 	for _, r := range results {

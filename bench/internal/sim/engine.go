@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package sim runs the algorithms of internal/algo against servers with queues, event by
+// event: see docs/SIMULATOR.md. The command in bench/sim prints and draws what it does.
+package sim
 
 import (
 	"errors"
@@ -24,8 +26,8 @@ type Engine interface {
 	Close() error
 }
 
-// newEngine returns an engine by its name.
-func newEngine(name string) (Engine, error) {
+// NewEngine returns an engine by its name.
+func NewEngine(name string) (Engine, error) {
 	switch name {
 	case "ref":
 		return &reference{}, nil

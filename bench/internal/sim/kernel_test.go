@@ -2,7 +2,7 @@
 
 //go:build root
 
-package main
+package sim
 
 import (
 	"testing"
@@ -38,7 +38,7 @@ func TestEnginesPickTheSame(t *testing.T) {
 // picksOf returns which backend each request of a scenario goes to.
 func picksOf(t *testing.T, text, engineName string) []int {
 	t.Helper()
-	engine, err := newEngine(engineName)
+	engine, err := NewEngine(engineName)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package sim
 
 import (
 	"testing"
@@ -62,7 +62,7 @@ func TestOraclesAvoidFailedBackends(t *testing.T) {
 // TestSlowStartLimitsTheShare: of a backend that joins others with long
 // connections, at every moment and after.
 func TestSlowStartLimitsTheShare(t *testing.T) {
-	sc, err := readScenario("../scenarios/slow-start.yaml")
+	sc, err := Read("../../scenarios/slow-start.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestSlowStartLimitsTheShare(t *testing.T) {
 
 // TestLeastTimeAgainstTheOracle: the target of issue 3 in the simulator.
 func TestLeastTimeAgainstTheOracle(t *testing.T) {
-	sc, err := readScenario("../scenarios/two-slow-of-16.yaml")
+	sc, err := Read("../../scenarios/two-slow-of-16.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

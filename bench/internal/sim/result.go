@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package sim
 
 import (
 	"encoding/json"
@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lbproxy/lbproxy/bench/internal/stats"
 	"github.com/lbproxy/lbproxy/bench/scenario"
 )
 
@@ -45,6 +46,18 @@ type Result struct {
 	Series      []Point `json:"series,omitempty"`
 
 	sojourn *histogram
+	picks   []float64 // by backend
+}
+
+// Longer yields, for rising times, the part of the requests that took longer.
+func (res *Result) Longer(yield func(seconds, part float64) bool) {
+	above := float64(res.sojourn.n)
+	for b, c := range res.sojourn.counts {
+		above -= float64(c)
+		if c > 0 && !yield(bucketStart(b+1), above/float64(res.sojourn.n)) {
+			return
+		}
+	}
 }
 
 // simulateCase runs one case with one algorithm.
@@ -68,7 +81,7 @@ func (r *run) result(load float64) *Result {
 		Algorithm: r.alg.Label, Load: load, Nodes: len(r.nodes),
 		Requests: r.sc.Requests - r.warm, Failed: m.failed, TimedOut: m.timedOut,
 		Mean: m.all.mean(), P50: m.all.quantile(0.5), P99: m.all.quantile(0.99), P999: m.all.quantile(0.999), Max: m.all.max,
-		Herd: m.herd.value(), Churn: m.churn, Series: m.series, sojourn: m.all,
+		Herd: m.herd.value(), Churn: m.churn, Series: m.series, sojourn: m.all, picks: m.picks,
 	}
 	res.Unfinished = res.Requests - m.ended - m.failed - m.timedOut
 	res.MaxShare, res.CV, res.Jain = m.shares()
@@ -92,23 +105,17 @@ func (r *run) result(load float64) *Result {
 }
 
 // shares returns the largest share, their coefficient of variation and Jain's
-// index, (sum x)^2 / (n sum x^2), over the backends that have a claim.
-// Source: Jain, Chiu, Hawe, "A quantitative measure of fairness", DEC-TR-301, 1984.
+// index, over the backends that have a claim.
 func (m *measure) shares() (most, cv, jain float64) {
-	var n, sum, squares float64
+	var shares []float64
 	for b, fair := range m.fair {
-		if fair == 0 {
-			continue
+		if fair > 0 {
+			shares = append(shares, m.picks[b]/fair)
+			most = max(most, m.picks[b]/fair)
 		}
-		x := m.picks[b] / fair
-		most = max(most, x)
-		n, sum, squares = n+1, sum+x, squares+x*x
 	}
-	if sum == 0 {
-		return 0, 0, 0
-	}
-	mean := sum / n
-	return most, math.Sqrt(max(0, squares/n-mean*mean)) / mean, sum * sum / (n * squares)
+	f := stats.FairnessOf(shares)
+	return most, f.CV, f.Jain
 }
 
 // metric returns a number of a result by its JSON name.
