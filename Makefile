@@ -15,7 +15,7 @@ AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec "sudo -E env PATH=$$PATH")
 
 # What runs on Linux 6.1, the oldest kernel supported. Emulation is slow, so the
 # contract is cut to two of its four halves.
-KERNEL_RUN  = ^TestContract$$/^(TCP_over_IPv4|UDP_over_IPv6)$$/(reach|change)|^TestCounts$$|^TestFull$$|^TestKilledAtEveryWrite$$|^TestFragments$$|^TestSamePort|^TestRestart|^TestSCTP$$|^TestAffinityOf|^TestVIPMoves|^TestStaleUDP$$|^TestClockJump$$|^TestUnansweredIsAvoided$$|^TestSuspicionIsNotInherited$$
+KERNEL_RUN  = ^TestContract$$/^(TCP_over_IPv4|UDP_over_IPv6)$$/(reach|change)|^TestCounts$$|^TestFull$$|^TestKilledAtEveryWrite$$|^TestFragments$$|^TestSamePort|^TestRestart|^TestSCTP$$|^TestAffinityOf|^TestVIPMoves|^TestStaleUDP$$|^TestSocketsByFile$$/^TestStaleUDP$$|^TestClockJump$$|^TestUnansweredIsAvoided$$|^TestSuspicionIsNotInherited$$
 KERNEL_TEST = go run ./test/kernel -timeout 25m -env LBPROXY_TEST_CLOCK=1
 
 GOLANGCI := .cache/bin/golangci-lint

@@ -2,6 +2,7 @@
 
 // The bench measures what lbproxy costs, as ratios to what the same machine does
 // without it in the same minutes, and prints one table with the targets beside.
+// With -scenario or -set it runs scenarios instead, beside other proxies: see package live.
 // Everything happens in labs: nothing is sent outside of them.
 package main
 
@@ -17,12 +18,14 @@ import (
 
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
 	"github.com/lbproxy/lbproxy/bench/internal/worker"
+	"github.com/lbproxy/lbproxy/bench/live"
 	results "github.com/lbproxy/lbproxy/bench/result"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
 func main() {
 	worker.Main(workerKind, newServer)
+	live.Main()
 	lab.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -65,7 +68,13 @@ func run(ctx context.Context) error {
 	pickTest := flag.String("pick", "bin/pick.test", "the compiled tests of internal/algo/picktest")
 	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, pick, commit, algorithms, agent, start")
 	out := flag.String("out", "bench/out/latest.json", "file for all numbers")
+	scenarioOut := flag.String("result", "bench/out/scenarios.json", "file for all numbers of scenarios")
+	scenarios := flag.String("scenario", "", "run these scenarios of bench/scenarios in labs, with all their arms; `NAMES` with commas between them")
+	set := flag.String("set", "", "run all scenarios in labs, or those of -scenario: full, or quick, which only shows that everything runs")
 	flag.Parse()
+	if *scenarios != "" || *set != "" {
+		return live.Run(ctx, live.Options{Set: *set, Scenarios: *scenarios, Program: *program, Out: *scenarioOut})
+	}
 	sz, err := sizes(*benchtime)
 	if err != nil {
 		return err
