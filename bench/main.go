@@ -3,6 +3,7 @@
 // The bench measures what lbproxy costs, as ratios to what the same machine does
 // without it in the same minutes, and prints one table with the targets beside.
 // With -scenario or -set it runs scenarios instead, beside other proxies: see package live.
+// With -report it measures nothing and shows what was measured: see docs/BENCHMARKS.md.
 // Everything happens in labs: nothing is sent outside of them.
 package main
 
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/bench/internal/report"
 	"github.com/lbproxy/lbproxy/bench/internal/worker"
 	"github.com/lbproxy/lbproxy/bench/live"
 	results "github.com/lbproxy/lbproxy/bench/result"
@@ -71,7 +73,15 @@ func run(ctx context.Context) error {
 	scenarioOut := flag.String("result", "bench/out/scenarios.json", "file for all numbers of scenarios")
 	scenarios := flag.String("scenario", "", "run these scenarios of bench/scenarios in labs, with all their arms; `NAMES` with commas between them")
 	set := flag.String("set", "", "run all scenarios in labs, or those of -scenario: full, or quick, which only shows that everything runs")
+	var rep report.Options
+	flag.StringVar(&rep.Results, "report", "", "measure nothing, and report the results of these `FILES` with commas between them")
+	flag.StringVar(&rep.Page, "html", "", "report: `FILE` for a page")
+	flag.StringVar(&rep.Markdown, "markdown", "", "report: Markdown `FILES` whose tables between markers are written anew")
+	flag.StringVar(&rep.Compact, "compact", "", "report: `FILE` for the results in short, to be kept")
 	flag.Parse()
+	if rep.Results != "" {
+		return report.Write(rep)
+	}
 	if *scenarios != "" || *set != "" {
 		return live.Run(ctx, live.Options{Set: *set, Scenarios: *scenarios, Program: *program, Out: *scenarioOut})
 	}

@@ -9,11 +9,10 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 	"github.com/lbproxy/lbproxy/bench/internal/stats"
 	"github.com/lbproxy/lbproxy/bench/result"
 )
-
-const simulator = "simulator" // the name of its arms
 
 // scene is a scenario with what is computed from it once.
 type scene struct {
@@ -87,7 +86,7 @@ func mirrored(sc *result.Scenario) bool { return stats.Mirrored(sc.Order, live(s
 func live(sc *result.Scenario) int {
 	n := 0
 	for i := range sc.Arms {
-		if sc.Arms[i].Name != simulator {
+		if sc.Arms[i].Name != sim.Name {
 			n++
 		}
 	}

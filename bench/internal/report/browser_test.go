@@ -24,7 +24,7 @@ func TestPageInBrowser(t *testing.T) {
 	if err := observe.Save(data, newMaker(t).file()); err != nil {
 		t.Fatal(err)
 	}
-	if err := Write([]string{data}, at, ""); err != nil {
+	if err := Write(Options{Results: data, Page: at}); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "chromium", browser.Args(dir)...)

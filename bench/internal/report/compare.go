@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 	"github.com/lbproxy/lbproxy/bench/internal/stats"
 	"github.com/lbproxy/lbproxy/bench/result"
 )
@@ -111,7 +112,7 @@ func (s *scene) judged() []*measure {
 func (s *scene) peers() []string {
 	var out []string
 	for _, a := range s.Arms {
-		if !strings.HasPrefix(a.Name, "lbproxy") && a.Name != simulator && !slices.Contains(out, a.Name) {
+		if !strings.HasPrefix(a.Name, "lbproxy") && a.Name != sim.Name && !slices.Contains(out, a.Name) {
 			out = append(out, a.Name)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 	"github.com/lbproxy/lbproxy/bench/internal/stats"
 	"github.com/lbproxy/lbproxy/bench/result"
 )
@@ -104,9 +105,9 @@ func (m *maker) paced() result.Scenario {
 		sc.Arms = append(sc.Arms, a)
 	}
 	sc.Order = there(len(sc.Arms), 5)
-	sim := m.block(look{"", "", 0.95, 2, 0.3, 0})
-	sim.Connect, sim.CPU, sim.Memory = nil, 0, 0
-	sc.Arms = append(sc.Arms, result.Arm{Name: simulator, Algorithm: "least-time", Blocks: []result.Block{sim}})
+	predicted := m.block(look{"", "", 0.95, 2, 0.3, 0})
+	predicted.Connect, predicted.CPU, predicted.Memory = nil, 0, 0
+	sc.Arms = append(sc.Arms, result.Arm{Name: sim.Name, Algorithm: "least-time", Blocks: []result.Block{predicted}})
 	return sc
 }
 

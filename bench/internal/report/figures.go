@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/lbproxy/lbproxy/bench/internal/plot"
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 	"github.com/lbproxy/lbproxy/bench/internal/stats"
 	"github.com/lbproxy/lbproxy/bench/result"
 )
@@ -89,7 +90,7 @@ func rank(a *result.Arm) int {
 		return rankEBPF
 	case "direct":
 		return rankDirect
-	case simulator:
+	case sim.Name:
 		return rankSimulator
 	}
 	return rankOther
@@ -132,7 +133,7 @@ func overTime(sc *scene, p plot.Plot, note string, live bool, value func(result.
 	y.Low, y.High = math.Inf(1), math.Inf(-1)
 	pen := pens(sc)
 	for i := range sc.Arms {
-		if live && sc.Arms[i].Name == simulator {
+		if live && sc.Arms[i].Name == sim.Name {
 			continue
 		}
 		l := plot.Line{Label: sc.Arms[i].Label(), Pen: pen[i]}

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/lbproxy/lbproxy/bench/internal/plot"
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 	"github.com/lbproxy/lbproxy/bench/internal/stats"
 	"github.com/lbproxy/lbproxy/bench/result"
 )
@@ -139,7 +140,7 @@ func (s *scene) measured() []*measure {
 			continue
 		}
 		for i := range s.Arms {
-			if s.Arms[i].Name != simulator && !math.IsNaN(m.of(s.whole[i])) {
+			if s.Arms[i].Name != sim.Name && !math.IsNaN(m.of(s.whole[i])) {
 				out = append(out, m)
 				break
 			}
@@ -180,7 +181,7 @@ func paced(sc *result.Scenario) bool {
 	n := uint64(0)
 	for i := range sc.Arms {
 		for _, b := range sc.Arms[i].Blocks {
-			if sc.Arms[i].Name == simulator {
+			if sc.Arms[i].Name == sim.Name {
 				continue
 			}
 			if n != 0 && b.Requests != n {

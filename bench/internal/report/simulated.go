@@ -7,9 +7,44 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 	"github.com/lbproxy/lbproxy/bench/internal/stats"
 	"github.com/lbproxy/lbproxy/bench/result"
+	"github.com/lbproxy/lbproxy/bench/scenario"
 )
+
+// simulate adds what the simulator predicts to the scenarios that it can run and that have
+// no prediction yet, for the algorithms that ran in the lab.
+func simulate(f *result.File) error {
+	for i := range f.Scenarios {
+		out := &f.Scenarios[i]
+		has := func(name, algorithm string) bool {
+			return slices.ContainsFunc(out.Arms, func(a result.Arm) bool {
+				return (a.Name == sim.Name) == (name == sim.Name) && (a.Algorithm == algorithm || algorithm == "")
+			})
+		}
+		if out.File == "" || has(sim.Name, "") {
+			continue
+		}
+		sc, err := scenario.Read(out.File)
+		if err != nil {
+			return err
+		}
+		if sc.NotSimulated != "" {
+			continue
+		}
+		arms, err := sim.Arms(sc)
+		if err != nil {
+			return err
+		}
+		for _, a := range arms {
+			if has("", a.Algorithm) {
+				out.Arms = append(out.Arms, a)
+			}
+		}
+	}
+	return nil
+}
 
 // near is by how much the p99 of the lab and that of the simulator may differ where the
 // model applies: 15 %.
@@ -30,7 +65,7 @@ func liveOf(sc *scene, i int) int {
 		if strings.HasPrefix(sc.Arms[i].Algorithm, "oracle") && a.Name != "direct" {
 			return false
 		}
-		return a.Name != simulator && a.Algorithm == sc.Arms[i].Algorithm
+		return a.Name != sim.Name && a.Algorithm == sc.Arms[i].Algorithm
 	})
 }
 
@@ -39,7 +74,7 @@ func predictions(sc *scene) []prediction {
 	var out []prediction
 	for i := range sc.Arms {
 		k := -1
-		if sc.Arms[i].Name == simulator {
+		if sc.Arms[i].Name == sim.Name {
 			k = liveOf(sc, i)
 		}
 		if k < 0 {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/lbproxy/lbproxy/bench/internal/plot"
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 	"github.com/lbproxy/lbproxy/bench/internal/stats"
 	"github.com/lbproxy/lbproxy/bench/result"
 )
@@ -99,7 +100,7 @@ func scenarioTable(sc *scene) *table {
 		row := []string{sc.Arms[i].Label()}
 		if direct >= 0 && main != nil {
 			e := stats.EstimateOf(stats.Pairs(sc.of(i, main), sc.of(direct, main), stats.Ratio))
-			if sc.Arms[i].Name == simulator || i == direct {
+			if sc.Arms[i].Name == sim.Name || i == direct {
 				row = append(row, "", "")
 			} else {
 				row = append(row, factor(e.Median), interval(e, factor))

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 	"github.com/lbproxy/lbproxy/bench/internal/stats"
 	"github.com/lbproxy/lbproxy/bench/result"
 )
@@ -48,7 +49,7 @@ func scenarioWarnings(sc *scene) []string {
 	}
 	n := math.MaxInt
 	for i := range sc.Arms {
-		if sc.Arms[i].Name != simulator {
+		if sc.Arms[i].Name != sim.Name {
 			n = min(n, len(sc.blocks[i]))
 		}
 	}
