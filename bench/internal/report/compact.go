@@ -14,7 +14,8 @@ import (
 	"github.com/lbproxy/lbproxy/bench/result"
 )
 
-// compact writes results as they are kept: times to 1 %, and of the windows what is drawn.
+// compact writes results as they are kept: times to 1 %, and of the windows what is drawn,
+// which is of all blocks together.
 // What the report says of the file is what it says of the file that was kept.
 func compact(name string, files []*result.File) error {
 	if len(files) != 1 {
@@ -23,8 +24,14 @@ func compact(name string, files []*result.File) error {
 	f := files[0]
 	for i := range f.Scenarios {
 		for k := range f.Scenarios[i].Arms {
-			for n := range f.Scenarios[i].Arms[k].Blocks {
-				shorten(&f.Scenarios[i].Arms[k].Blocks[n])
+			a := &f.Scenarios[i].Arms[k]
+			windows := windowsOf(a)
+			for n := range a.Blocks {
+				shorten(&a.Blocks[n])
+				a.Blocks[n].Windows = nil
+			}
+			if len(a.Blocks) > 0 {
+				a.Blocks[0].Windows = shortWindows(windows)
 			}
 		}
 	}
@@ -40,18 +47,26 @@ func compact(name string, files []*result.File) error {
 
 func shorten(b *result.Block) {
 	b.Connect, b.Latency = coarse(b.Connect), coarse(b.Latency)
-	for i := range b.Windows {
-		w := &b.Windows[i]
-		w.P50, w.P99 = digits(w.P50, 3), digits(w.P99, 3)
-		for group, s := range w.Share {
-			w.Share[group] = digits(s, 3)
-		}
-	}
 	for name, v := range b.Extra {
 		v.Value = digits(v.Value, 4)
 		b.Extra[name] = v
 	}
 	b.CPU, b.Seconds = digits(b.CPU, 5), digits(b.Seconds, 6)
+}
+
+// shortWindows are windows of all blocks together.
+func shortWindows(ws []result.Window) []result.Window {
+	for i := range ws {
+		w := &ws[i]
+		w.P50, w.P99 = digits(w.P50, 3), digits(w.P99, 3)
+		if math.IsNaN(w.P99) { // nothing was answered: see windowsOf
+			w.P50, w.P99 = 0, 0
+		}
+		for group, s := range w.Share {
+			w.Share[group] = digits(s, 3)
+		}
+	}
+	return ws
 }
 
 // coarse is a histogram with two significant digits.

@@ -46,7 +46,7 @@ type look struct {
 	failed          int
 }
 
-const exampleRequests = 20_000
+const exampleRequests = 5000
 
 // block is one of an arm in which requests come as they do.
 func (m *maker) block(l look) result.Block {
@@ -58,7 +58,7 @@ func (m *maker) block(l look) result.Block {
 		CPU:     1.1 * l.factor * noise, Memory: 48e6, Bytes: exampleRequests * 300,
 	}
 	if l.failed > 0 {
-		b.Failed["refused"] = l.failed + m.rng.IntN(3)
+		b.Failed["refused"] = l.failed/4 + m.rng.IntN(3)
 	}
 	for i := range 16 {
 		s := result.Backend{Name: fmt.Sprintf("b%d", i), Group: "usual", Weight: 2}
@@ -73,7 +73,7 @@ func (m *maker) block(l look) result.Block {
 		w := result.Window{Start: at, Requests: exampleRequests / 20, P50: 0.012 * l.factor, P99: 0.05 * l.factor * (1 + 0.1*m.rng.Float64()), Share: map[string]float64{"slow": l.slow / 15}}
 		if at >= 4 && at < 6 {
 			w.P99 *= l.tail
-			w.Failed = uint64(l.failed / 4)
+			w.Failed = uint64(l.failed / 16)
 		}
 		b.Windows = append(b.Windows, w)
 	}
