@@ -17,7 +17,6 @@ import (
 
 const (
 	lead     = 200 * time.Millisecond // from an order until its beginning
-	recovery = 2 * time.Second        // after a block with changes, until all know that all is as it was
 	bunch    = 1000                   // connections between two times that the server takes them
 )
 
@@ -225,8 +224,12 @@ func (s *site) restore(ctx context.Context) error {
 	if err := s.retell(); err != nil {
 		return err
 	}
-	return node.Sleep(ctx, recovery)
+	return node.Sleep(ctx, recovery(s.sc))
 }
+
+// recovery is how long after a block with changes the next one of the same proxy may
+// begin: until it knows that all is as it was.
+func recovery(sc *scenario.Scenario) time.Duration { return min(2*time.Second, blockTime(sc)/2) }
 
 // retell tells the proxy what holds in the beginning, where it was told something else.
 func (s *site) retell() error {
