@@ -23,7 +23,7 @@ GOLANGCI := .cache/bin/golangci-lint
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster fuzz image image-lock \
-	release vulncheck bench bench-control bench-failover generate generate-check lint fmt clean need-root
+	release vulncheck bench bench-scenarios bench-control bench-failover generate generate-check lint fmt clean need-root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,10 @@ bench: need-root build ## what lbproxy costs, as ratios in one table (root); BEN
 	go test -tags root -c -o bin/ebpf.test ./internal/dataplane/ebpf
 	go test -tags root -c -o bin/pick.test ./internal/algo/picktest
 	go run $(AS_ROOT) ./bench -benchtime $(BENCHTIME)
+
+bench-scenarios: need-root build ## scenarios with other proxies beside, their numbers in bench/out (root); QUICK=1: under 5 minutes, a smoke test
+	@hack/deps.sh $@
+	go run $(AS_ROOT) ./bench -set $(if $(QUICK),quick,full)
 
 bench-control: need-root build ## the control plane at scale, beside a real kube-proxy (root); QUICK=1: a quick look
 	@hack/deps.sh $@

@@ -10,13 +10,13 @@ import (
 
 	"github.com/lbproxy/lbproxy/bench/internal/node"
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/bench/internal/worker"
 	"github.com/lbproxy/lbproxy/bench/result"
 	"github.com/lbproxy/lbproxy/bench/scenario"
 )
 
 const (
 	lead     = 200 * time.Millisecond // from an order until its beginning
-	recovery = 2 * time.Second        // after a block with changes, until all know that all is as it was
 	bunch    = 1000                   // connections between two times that the server takes them
 )
 
@@ -61,6 +61,9 @@ func (s *site) block(ctx context.Context, algorithm string, cpu int) (*result.Bl
 	}
 	if s.Cmd != nil {
 		b.Extra["processor time of the proxy"] = result.Value{Value: after.proxy - before.proxy, Unit: "s"}
+	}
+	if out.Wall > 0 {
+		b.Extra["time on the clock"] = result.Value{Value: out.Wall, Unit: "s"}
 	}
 	if s.sc.Live.Paced() {
 		b.Extra["requests began late, p99"] = result.Value{Value: out.Late, Unit: "s"}
@@ -221,8 +224,12 @@ func (s *site) restore(ctx context.Context) error {
 	if err := s.retell(); err != nil {
 		return err
 	}
-	return node.Sleep(ctx, recovery)
+	return node.Sleep(ctx, recovery(s.sc))
 }
+
+// recovery is how long after a block with changes the next one of the same proxy may
+// begin: until it knows that all is as it was.
+func recovery(sc *scenario.Scenario) time.Duration { return min(2*time.Second, blockTime(sc)/2) }
 
 // retell tells the proxy what holds in the beginning, where it was told something else.
 func (s *site) retell() error {
@@ -250,30 +257,42 @@ func (s *site) retell() error {
 // fast is a block of traffic that is as fast as it can.
 func (s *site) fast(ctx context.Context, algorithm string, cpu int) (*outcome, counts, error) {
 	var c counts
-	for _, w := range []interface{ Do(any, any) error }{s.client, s.server} {
+	for _, w := range []*worker.Worker{s.client, s.server} {
 		if err := w.Do(order{Verb: verbPin, CPU: cpu}, nil); err != nil {
 			return nil, c, err
 		}
+	}
+	before, err := observe.LabCPU(s.Lab)
+	if err != nil {
+		return nil, c, err
 	}
 	o := order{Verb: verbPath, Scenario: s.sc, N: bunch, Targets: s.targets(algorithm)}
 	once := s.sc.Live.Traffic != scenario.Connect
 	if !once {
 		o.Verb = verbConnect
 	}
-	for begin, d := time.Now(), time.Duration(s.sc.Live.Seconds); time.Since(begin) < d; {
-		if err := errors.Join(ctx.Err(), s.client.Do(o, nil)); err != nil {
+	for begin, worked := time.Now(), 0.0; ; {
+		if err := errors.Join(ctx.Err(), s.client.Do(o, &worked)); err != nil {
 			return nil, c, err
 		}
 		if once {
 			break
 		}
-		o.Targets, o.Scenario = nil, nil // it knows them now
 		if err := s.server.Do(order{Verb: verbDrain}, nil); err != nil {
 			return nil, c, err
 		}
+		if d := s.sc.Live.Seconds.Seconds(); worked >= d || time.Since(begin).Seconds() >= mostWait*d {
+			break
+		}
+		o.Targets, o.Scenario = nil, nil // it knows them now
 	}
+	after, err := observe.LabCPU(s.Lab)
 	out := &outcome{}
-	return out, c, errors.Join(s.client.Do(order{Verb: verbCollect}, out), s.server.Do(order{Verb: verbEnd}, &c))
+	err = errors.Join(err, s.client.Do(order{Verb: verbCollect}, out), s.server.Do(order{Verb: verbEnd}, &c))
+	if out.Seconds == 0 { // two take turns, or more: what all of them used
+		out.Seconds = after - before
+	}
+	return out, c, err
 }
 
 // describe says what a change is.

@@ -155,26 +155,29 @@ func newPaths() *paths {
 	return &paths{out: &outcome{Failed: map[string]int{}}}
 }
 
-// measure carries out an order; what it measured is added to out.
-func (p *paths) measure(o order) (any, error) {
+// measure carries out an order; what it measured is added to out. It returns the processor
+// time that it has measured, in seconds.
+func (p *paths) measure(o order) (float64, error) {
 	if p.targets == nil {
 		for _, to := range o.Targets {
 			p.targets = append(p.targets, raw.AddressOf(to))
 		}
 	}
 	if o.Verb == verbConnect {
-		return nil, p.connect(o.N)
+		return p.seconds(p.connect(o.N))
 	}
 	spec := o.Scenario.Live
 	d := time.Duration(spec.Seconds)
 	switch spec.Traffic {
 	case scenario.Exchange:
-		return nil, p.exchange(d)
+		return p.seconds(p.exchange(d))
 	case scenario.Streamed:
-		return nil, p.stream(d)
+		return p.seconds(p.stream(d))
 	}
-	return nil, p.packets(d)
+	return p.seconds(p.packets(d))
 }
+
+func (p *paths) seconds(err error) (float64, error) { return p.out.Seconds, err }
 
 // target is the next one.
 func (p *paths) target() *raw.Address {
@@ -182,37 +185,89 @@ func (p *paths) target() *raw.Address {
 	return p.targets[p.next]
 }
 
-// connect makes n connections, each of which ends with a reset. The time is that of the
-// whole of it, from a socket to its end, and of connect in the histogram.
+// used is the processor time of this thread. What the kernel does for the packets that it
+// sends it does on its time, from here to the server's socket and back; and that somebody
+// else has the processor for a while does not count.
+func used() (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		return 0, fmt.Errorf("processor time: %w", err)
+	}
+	return time.Duration(ts.Nano()), nil
+}
+
+// mostWait is how many times longer than planned a block may take where somebody else has
+// the processor.
+const mostWait = 8
+
+// enough returns a function that says whether a thread that began now has worked for d, or
+// has waited for too long.
+func enough(d time.Duration) func() bool {
+	begin := time.Now()
+	before, _ := used()
+	return func() bool {
+		now, err := used()
+		return err != nil || now-before >= d || time.Since(begin) >= mostWait*d
+	}
+}
+
+// costs adds what f uses to out.
+func (p *paths) costs(f func() error) error {
+	begin := time.Now()
+	before, err := used()
+	if err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	after, err := used()
+	p.out.Seconds += (after - before).Seconds()
+	p.out.Wall += time.Since(begin).Seconds()
+	return err
+}
+
+// connect makes n connections, each of which ends with a reset. The cost is that of the
+// whole of it, from a socket to its end; the histogram has how long connect took.
 func (p *paths) connect(n int) error {
 	if p.out.Connect == nil {
 		p.out.Connect = result.NewHistogram()
 	}
 	took := make([]time.Duration, 0, n)
-	begin := time.Now()
-	for range n {
-		to := p.target()
-		fd, err := to.Socket(unix.SOCK_STREAM)
-		if err == nil {
-			err = raw.SetReset(fd)
+	err := p.costs(func() error {
+		for range n {
+			d, err := p.connectOnce(p.target())
+			if err != nil {
+				return err
+			}
+			took = append(took, d)
 		}
-		if err != nil {
-			return err
-		}
-		before := time.Now()
-		err = to.Connect(fd)
-		took = append(took, time.Since(before))
-		unix.Close(fd)
-		if kind := kindOf(err); kind != "" {
-			p.out.Failed[kind]++
-		}
-	}
-	p.out.Seconds += time.Since(begin).Seconds()
+		return nil
+	})
 	p.out.Requests += uint64(n)
 	for _, d := range took {
 		note(p.out.Connect, d.Seconds())
 	}
-	return nil
+	return err
+}
+
+// connectOnce makes one connection. That it fails counts, and is no error.
+func (p *paths) connectOnce(to *raw.Address) (time.Duration, error) {
+	fd, err := to.Socket(unix.SOCK_STREAM)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	if err := raw.SetReset(fd); err != nil {
+		return 0, err
+	}
+	begin := time.Now()
+	err = to.Connect(fd)
+	took := time.Since(begin)
+	if kind := kindOf(err); kind != "" {
+		p.out.Failed[kind]++
+	}
+	return took, nil
 }
 
 // exchange makes round trips of one byte on one connection.
@@ -224,8 +279,8 @@ func (p *paths) exchange(d time.Duration) error {
 	defer unix.Close(fd)
 	p.out.Latency = result.NewHistogram()
 	b := make([]byte, 1)
-	begin := time.Now()
-	for now := begin; now.Sub(begin) < d; {
+	begin, done := time.Now(), enough(d/2) // the server has the other half
+	for now := begin; p.out.Requests%64 != 0 || !done(); {
 		if err := raw.Transfer(unix.SYS_WRITE, fd, b); err != nil {
 			return err
 		}
@@ -237,34 +292,29 @@ func (p *paths) exchange(d time.Duration) error {
 		note(p.out.Latency, now.Sub(then).Seconds())
 		p.out.Requests++
 	}
-	p.out.Seconds = time.Since(begin).Seconds()
+	p.out.Wall = time.Since(begin).Seconds()
 	p.out.Bytes = 2 * p.out.Requests
 	return nil
 }
 
-// stream sends as much as goes on one connection, after a start that does not count.
+// stream sends as much as goes on one connection.
 func (p *paths) stream(d time.Duration) error {
 	fd, err := p.target().DialTCP()
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
+	p.out.Requests = 1
 	b := make([]byte, 1<<17)
-	send := func(d time.Duration) (bytes uint64, took time.Duration, err error) {
-		begin := time.Now()
-		for took < d && err == nil {
-			err = raw.Transfer(unix.SYS_WRITE, fd, b)
-			bytes += uint64(len(b))
-			took = time.Since(begin)
+	begin, done := time.Now(), enough(d/2) // the server has the other half
+	for !done() {
+		if err := raw.Transfer(unix.SYS_WRITE, fd, b); err != nil {
+			return err
 		}
-		return bytes, took, err
+		p.out.Bytes += uint64(len(b))
 	}
-	if _, _, err := send(d / 4); err != nil {
-		return err
-	}
-	bytes, took, err := send(d)
-	p.out.Bytes, p.out.Seconds, p.out.Requests = bytes, took.Seconds(), 1
-	return err
+	p.out.Wall = time.Since(begin).Seconds()
+	return nil
 }
 
 // packets sends datagrams of 64 bytes from one socket.
@@ -279,18 +329,19 @@ func (p *paths) packets(d time.Duration) error {
 		return err
 	}
 	b := make([]byte, 64)
-	begin := time.Now()
-	for time.Since(begin) < d {
-		for range 16 { // between two looks at the clock
-			if err := raw.Transfer(unix.SYS_WRITE, fd, b); err != nil {
-				return err
+	done := enough(d)
+	return p.costs(func() error {
+		for !done() {
+			for range 16 { // between two looks at the clock
+				if err := raw.Transfer(unix.SYS_WRITE, fd, b); err != nil {
+					return err
+				}
 			}
+			p.out.Requests += 16
+			p.out.Bytes += 16 * uint64(len(b))
 		}
-		p.out.Requests += 16
-	}
-	p.out.Seconds = time.Since(begin).Seconds()
-	p.out.Bytes = p.out.Requests * uint64(len(b))
-	return nil
+		return nil
+	})
 }
 
 // serviceBackend is the address of a Service's backend where there are many Services.

@@ -234,16 +234,15 @@ func kindOf(err error) string {
 
 const timedOut = "timeout"
 
-// warm makes requests to every target until each was answered once.
+// warm makes requests to every target until each was answered once. They are like any
+// other: who measures latencies remembers them.
 func warm(o order) error {
-	sc := *o.Scenario
-	c := &crowd{order: o, limit: 200 * time.Millisecond}
-	c.all = []scenario.Arrival{{}}
-	c.Scenario = &sc
+	c := &crowd{order: o, limit: patience}
+	c.all = []scenario.Arrival{{Work: o.Scenario.Service.Mean.Seconds()}}
 	for _, to := range o.Targets {
 		c.Targets = []netip.AddrPort{to}
 		var last record
-		for deadline := time.Now().Add(10 * time.Second); ; {
+		for deadline := time.Now().Add(2 * patience); ; {
 			if last = c.request(0, time.Now()); last.failure == "" {
 				break
 			}

@@ -57,7 +57,8 @@ type counts struct {
 
 // outcome is what a client says of a block.
 type outcome struct {
-	Seconds  float64
+	Seconds  float64 // result.Block.Seconds
+	Wall     float64 // on the clock
 	Requests uint64
 	Failed   map[string]int
 	Connect  *result.Histogram `json:",omitempty"`

@@ -92,7 +92,8 @@ func renderHAProxy(dir string, pools []pool) string {
 	fmt.Fprintf(&b, `global
 	maxconn 4000
 	nbthread 2
-	pidfile %s/haproxy.pid
+	pidfile %[1]s/haproxy.pid
+	stats socket %[1]s/haproxy.sock mode 600 level admin expose-fd listeners
 defaults
 	mode tcp
 	timeout connect 1s

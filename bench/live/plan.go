@@ -23,7 +23,7 @@ const (
 )
 
 // quickBlock is how long a block of the quick set is.
-const quickBlock = 1200 * time.Millisecond
+const quickBlock = time.Second
 
 // quickServices is the most Services that the quick set makes.
 const quickServices = 1000
@@ -89,9 +89,12 @@ func quicken(sc *scenario.Scenario) {
 	l := sc.Live
 	l.Rounds = 1
 	l.Seconds = min(l.Seconds, scenario.Duration(quickBlock/4))
-	l.Services = slices.DeleteFunc(l.Services, func(n int) bool { return n > quickServices })
-	if len(l.Services) == 0 {
-		l.Services = []int{quickServices}
+	for i := range l.Services {
+		l.Services[i] = min(l.Services[i], quickServices)
+	}
+	slices.Sort(l.Services)
+	if l.Services = slices.Compact(l.Services); len(l.Services) > 2 {
+		l.Services = []int{l.Services[0], l.Services[len(l.Services)-1]}
 	}
 	if d := blockTime(sc); l.Paced() && d > quickBlock {
 		sc.Shrink(d.Seconds() / quickBlock.Seconds())
@@ -140,7 +143,7 @@ func (p *plan) duration() time.Duration {
 	const around = 500 * time.Millisecond // what a block needs besides
 	each := blockTime(p.sc) + around
 	if len(p.sc.Changes) > 0 {
-		each += recovery
+		each += recovery(p.sc)
 	}
 	var sum time.Duration
 	for _, services := range p.sc.Live.Services {

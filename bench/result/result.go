@@ -65,6 +65,9 @@ func (a *Arm) Label() string {
 
 // Block is one measurement of one arm.
 type Block struct {
+	// Seconds is how long it was. Where client and server share a processor and go as
+	// fast as they can, it is the processor time that the path used, so that Requests or
+	// Bytes over Seconds is a rate per processor, whoever else wants the processor.
 	Seconds  float64        `json:"seconds"`
 	Requests uint64         `json:"requests"` // that were meant to begin
 	Failed   map[string]int `json:"failed"`   // by kind: refused, reset, timeout, ...
