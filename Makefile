@@ -89,9 +89,10 @@ bench: need-root build ## what lbproxy costs, as ratios in one table (root); BEN
 	go test -tags root -c -o bin/pick.test ./internal/algo/picktest
 	go run $(AS_ROOT) ./bench -benchtime $(BENCHTIME)
 
-bench-scenarios: need-root build ## scenarios with other proxies beside, their numbers in bench/out (root); QUICK=1: under 5 minutes, a smoke test
+bench-scenarios: need-root build ## scenarios with other proxies beside, their numbers and a page in bench/out (root); QUICK=1: under 5 minutes, a smoke test
 	@hack/deps.sh $@
 	go run $(AS_ROOT) ./bench -set $(if $(QUICK),quick,full)
+	go run ./bench -report bench/out/scenarios.json -html bench/out/scenarios.html
 
 bench-control: need-root build ## the control plane at scale, beside a real kube-proxy (root); QUICK=1: a quick look
 	@hack/deps.sh $@

@@ -37,7 +37,7 @@ func TestPageInBrowser(t *testing.T) {
 			b.Eval(`new Promise(r => document.readyState === "complete" ? r() : addEventListener("load", r))`)
 			for what, want := range map[string]string{
 				`document.documentElement.scrollWidth <= document.documentElement.clientWidth`: "true",
-				`document.querySelectorAll("main > section").length`:                           "8",
+				`document.querySelectorAll("main > section").length`:                           "9",
 				`document.querySelectorAll("#heterogeneous figure").length`:                    "6",
 				`document.querySelector(".lose + .scroll tbody td").textContent`:               "heterogeneous",
 				`document.querySelectorAll("#heterogeneous > .scroll tbody tr").length`:        "10",

@@ -44,6 +44,7 @@ type section struct {
 var sections = []section{
 	{"", "In short", func(all *gathered, _ []*result.File) string { return summaryTable(all).markdown() }},
 	{"warnings", "Before you read", func(all *gathered, files []*result.File) string { return list(warnings(files, all.scenes)) }},
+	{"goals", "Goals", func(all *gathered, _ []*result.File) string { return goalTable(all).markdown() }},
 	{"losses", "lbproxy loses", comparisons(func(c *Comparison) bool { return c.Versus != "direct" && c.Verdict() < 0 })},
 	{"even", "The blocks do not tell", comparisons(func(c *Comparison) bool { return c.Versus != "direct" && c.Verdict() == 0 })},
 	{"wins", "lbproxy wins", comparisons(func(c *Comparison) bool { return c.Versus != "direct" && c.Verdict() > 0 })},

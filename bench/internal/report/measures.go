@@ -52,8 +52,8 @@ func answered(b *result.Block) float64 { return float64(b.Requests) - float64(fa
 
 // The measures, in the order of columns.
 var (
-	rate       = &measure{"requests per second", "req/s", true, false, func(b *result.Block) float64 { return per(answered(b), b.Seconds) }, decimal}
-	throughput = &measure{"throughput", "Gbit/s", true, false, func(b *result.Block) float64 { return zeroless(per(8e-9*float64(b.Bytes), b.Seconds)) }, decimal}
+	rate       = &measure{"requests per CPU second", "req/CPU s", true, false, func(b *result.Block) float64 { return per(answered(b), b.Seconds) }, decimal}
+	throughput = &measure{"Gbit per CPU second", "Gbit/CPU s", true, false, func(b *result.Block) float64 { return zeroless(per(8e-9*float64(b.Bytes), b.Seconds)) }, decimal}
 	lost       = &measure{"failed of a million", "failed of 1M", false, true, func(b *result.Block) float64 { return per(1e6*float64(failures(b)), float64(b.Requests)) }, decimal}
 	p50        = &measure{"median latency", "p50", false, false, quantileOf(latency, 0.5), plot.Time}
 	p99        = &measure{"p99 latency", "p99", false, false, quantileOf(latency, 0.99), plot.Time}

@@ -29,6 +29,7 @@ type page struct {
 	Style       template.CSS
 	Runs        []run
 	Warnings    []string
+	Goals       *table
 	Losses      *table
 	Even        *table
 	Wins        *table
@@ -77,6 +78,7 @@ func build(names []string, files []*result.File) page {
 		p.Runs = append(p.Runs, r)
 	}
 	sorted := allComparisons(all.scenes)
+	p.Goals = goalTable(all)
 	p.Losses = comparisonTable(sorted, func(c *Comparison) bool { return c.Versus != "direct" && c.Verdict() < 0 })
 	p.Even = comparisonTable(sorted, func(c *Comparison) bool { return c.Versus != "direct" && c.Verdict() == 0 })
 	p.Wins = comparisonTable(sorted, func(c *Comparison) bool { return c.Versus != "direct" && c.Verdict() > 0 })

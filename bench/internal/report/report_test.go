@@ -139,6 +139,19 @@ func TestSimulate(t *testing.T) {
 	}
 }
 
+// TestGoals: made-up results say something of two goals.
+func TestGoals(t *testing.T) {
+	rows := goalTable(gather([]*result.File{newMaker(t).file()})).Rows
+	if len(rows) != 2 || rows[0][4] != "no" || rows[1][4] != "no" {
+		t.Errorf("goals %q, want two about p99 that are not reached", rows)
+	}
+	s := sceneOf(there(2, 3), map[string][]float64{"direct": {100, 100, 100, 100, 100, 100}, "lbproxy-ebpf": {99, 99, 99, 99, 99, 99}})
+	s.Scenario.Name = "east-west-10k"
+	if rows := goalTable(&gathered{scenes: []*scene{s}}).Rows; len(rows) != 1 || rows[0][2] != "0.990" || rows[0][4] != "yes" {
+		t.Errorf("goals %q, want 0.990, which is enough", rows)
+	}
+}
+
 func TestFill(t *testing.T) {
 	files := []*result.File{newMaker(t).file()}
 	const old = "before\n<!-- bench:begin -->\nstale\n<!-- bench:end -->\nbetween\n<!-- bench:begin rows -->\n<!-- bench:end -->\nafter\n"
