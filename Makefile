@@ -27,8 +27,9 @@ GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster cluster-up cluster-down e2e e2e-full e2e-ci e2e-restart e2e-soak e2e-table fuzz image image-lock \
-	release vulncheck bench bench-control bench-failover generate generate-check lint fmt clean need-root
+.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster \
+	cluster-up cluster-down e2e e2e-full e2e-ci e2e-restart e2e-soak e2e-table fuzz image image-lock release vulncheck \
+	bench bench-scenarios bench-control bench-failover generate generate-check lint fmt clean need-root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,7 +119,13 @@ fuzz: need-root ## every fuzz target for FUZZTIME (10s), on packets too (root)
 bench: need-root build ## what lbproxy costs, as ratios in one table (root); BENCHTIME=1x: a quick look
 	@hack/deps.sh $@
 	go test -tags root -c -o bin/ebpf.test ./internal/dataplane/ebpf
+	go test -tags root -c -o bin/pick.test ./internal/algo/picktest
 	go run $(AS_ROOT) ./bench -benchtime $(BENCHTIME)
+
+bench-scenarios: need-root build ## scenarios with other proxies beside, their numbers and a page in bench/out (root); QUICK=1: under 5 minutes, a smoke test
+	@hack/deps.sh $@
+	go run $(AS_ROOT) ./bench -set $(if $(QUICK),quick,full)
+	go run ./bench -report bench/out/scenarios.json -html bench/out/scenarios.html
 
 bench-control: need-root build ## the control plane at scale, beside a real kube-proxy (root); QUICK=1: a quick look
 	@hack/deps.sh $@

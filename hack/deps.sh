@@ -68,6 +68,14 @@ for target in "$@"; do
 		need iptables iptables
 		need ip6tables-restore iptables
 		;;
+	bench-scenarios) # and the peers
+		need nft nftables
+		need iptables iptables
+		need ip6tables-restore iptables
+		need nginx nginx-light
+		need /usr/lib/nginx/modules/ngx_stream_module.so libnginx-mod-stream
+		need haproxy haproxy
+		;;
 	generate)
 		need clang-19 clang-19
 		need llvm-strip-19 llvm-19

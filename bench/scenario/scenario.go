@@ -210,6 +210,10 @@ func (sc *Scenario) defaults() {
 	setDefault(&s.Span, map[string]float64{"pareto": 1000, "bimodal": 10}[s.Distribution])
 	if sc.Live != nil {
 		sc.Live.defaults()
+		if !sc.Live.Paced() { // requests come when they can
+			sc.Requests, sc.Load = 1, []float64{1}
+			sc.Algorithms = []Algorithm{{Name: "random"}}
+		}
 	}
 	if len(sc.Nodes) == 0 {
 		sc.Nodes = []int{1}
