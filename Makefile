@@ -32,7 +32,7 @@ GOLANGCI := .cache/bin/golangci-lint
 	bench bench-scenarios bench-control bench-failover generate generate-check lint fmt clean need-root
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/lbproxy, or OUT
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(or $(OUT),bin/lbproxy) ./cmd/lbproxy
