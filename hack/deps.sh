@@ -42,6 +42,17 @@ for target in "$@"; do
 		need runc runc
 		need iptables iptables
 		;;
+	cluster-up)
+		need runc runc
+		need /usr/lib/cni/ptp containernetworking-plugins
+		need debootstrap debootstrap
+		need iptables iptables
+		need nft nftables
+		need conntrack conntrack
+		need openssl openssl
+		need jq jq
+		need pgrep procps
+		;;
 	image-lock) # checks the archive's signature
 		need gpgv gpgv
 		need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
@@ -56,6 +67,14 @@ for target in "$@"; do
 		need nft nftables
 		need iptables iptables
 		need ip6tables-restore iptables
+		;;
+	bench-scenarios) # and the peers
+		need nft nftables
+		need iptables iptables
+		need ip6tables-restore iptables
+		need nginx nginx-light
+		need /usr/lib/nginx/modules/ngx_stream_module.so libnginx-mod-stream
+		need haproxy haproxy
 		;;
 	generate)
 		need clang-19 clang-19
