@@ -14,7 +14,7 @@ DURATION  ?= 1h
 
 # Programs that need root are built as you and run through sudo.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec "sudo -E env PATH=$$PATH")
-
+# Scripts that need root.
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -E env PATH=$$PATH)
 
 # What runs on Linux 6.1, the oldest kernel supported. Emulation is slow, so the
@@ -26,7 +26,8 @@ GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster cluster-up cluster-down e2e e2e-full e2e-ci e2e-restart e2e-soak e2e-table fuzz image image-lock \
+.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster fuzz image image-lock \
+	cluster-up cluster-down e2e e2e-full e2e-ci e2e-restart e2e-soak e2e-table \
 	release vulncheck bench bench-control bench-failover generate generate-check lint fmt clean need-root
 
 help: ## list the targets
