@@ -8,6 +8,7 @@ LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 EPOCH     ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 BENCHTIME ?= 1s
 FUZZTIME  ?= 10s
+ARCHES    ?= amd64 arm64
 TESTFLAGS ?=
 FOCUS     ?= \[sig-network\] Services should
 DURATION  ?= 1h
@@ -19,19 +20,19 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -E env PATH=$$PATH)
 
 # What runs on Linux 6.1, the oldest kernel supported. Emulation is slow, so the
 # contract is cut to two of its four halves.
-KERNEL_RUN  = ^TestContract$$/^(TCP_over_IPv4|UDP_over_IPv6)$$/(reach|change)|^TestCounts$$|^TestFull$$|^TestKilledAtEveryWrite$$|^TestFragments$$|^TestSamePort|^TestRestart|^TestSCTP$$|^TestAffinityOf|^TestVIPMoves|^TestStaleUDP$$|^TestClockJump$$|^TestUnansweredIsAvoided$$|^TestSuspicionIsNotInherited$$
+KERNEL_RUN  = ^TestContract$$/^(TCP_over_IPv4|UDP_over_IPv6)$$/(reach|change)|^TestCounts$$|^TestFull$$|^TestKilledAtEveryWrite$$|^TestFragments$$|^TestSamePort|^TestRestart|^TestSCTP$$|^TestAffinityOf|^TestVIPMoves|^TestStaleUDP$$|^TestSocketsByFile$$/^TestStaleUDP$$|^TestClockJump$$|^TestUnansweredIsAvoided$$|^TestSuspicionIsNotInherited$$
 KERNEL_TEST = go run ./test/kernel -timeout 25m -env LBPROXY_TEST_CLOCK=1
 
 GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster fuzz image image-lock \
-	cluster-up cluster-down e2e e2e-full e2e-ci e2e-restart e2e-soak e2e-table \
-	release vulncheck bench bench-control bench-failover generate generate-check lint fmt clean need-root
+.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster \
+	cluster-up cluster-down e2e e2e-full e2e-ci e2e-restart e2e-soak e2e-table fuzz image image-lock release vulncheck \
+	bench bench-scenarios bench-control bench-failover generate generate-check lint fmt clean need-root
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/lbproxy, or OUT
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(or $(OUT),bin/lbproxy) ./cmd/lbproxy
@@ -55,7 +56,7 @@ test-deploy: need-root ## the chart, the manifests, and the image as the DaemonS
 
 test-root: need-root ## all tests, long ones too, on this kernel (build tag root)
 	@hack/deps.sh $@
-	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 30m $(TESTFLAGS) ./...
+	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 60m $(TESTFLAGS) ./...
 
 test-kernel: ## tests on Linux 6.1 in a virtual machine
 	@hack/deps.sh $@
@@ -105,8 +106,8 @@ image-lock: ## pin the image's Debian packages anew
 	@hack/deps.sh $@
 	cd deploy && go run ./image -lock
 
-release: ## dist/: programs and images for amd64 and arm64, what is in them, the chart, checksums
-	@hack/release.sh $(VERSION) $(EPOCH)
+release: ## dist/: programs and an image for ARCHES (amd64 arm64), what is in them, the chart, checksums
+	@hack/release.sh $(VERSION) $(EPOCH) $(ARCHES)
 
 vulncheck: ## fail if lbproxy has code with a known vulnerability
 	@hack/vulncheck.sh
@@ -118,7 +119,13 @@ fuzz: need-root ## every fuzz target for FUZZTIME (10s), on packets too (root)
 bench: need-root build ## what lbproxy costs, as ratios in one table (root); BENCHTIME=1x: a quick look
 	@hack/deps.sh $@
 	go test -tags root -c -o bin/ebpf.test ./internal/dataplane/ebpf
+	go test -tags root -c -o bin/pick.test ./internal/algo/picktest
 	go run $(AS_ROOT) ./bench -benchtime $(BENCHTIME)
+
+bench-scenarios: need-root build ## scenarios with other proxies beside, their numbers and a page in bench/out (root); QUICK=1: under 5 minutes, a smoke test
+	@hack/deps.sh $@
+	go run $(AS_ROOT) ./bench -set $(if $(QUICK),quick,full)
+	go run ./bench -report bench/out/scenarios.json -html bench/out/scenarios.html
 
 bench-control: need-root build ## the control plane at scale, beside a real kube-proxy (root); QUICK=1: a quick look
 	@hack/deps.sh $@

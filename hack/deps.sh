@@ -68,6 +68,14 @@ for target in "$@"; do
 		need iptables iptables
 		need ip6tables-restore iptables
 		;;
+	bench-scenarios) # and the peers
+		need nft nftables
+		need iptables iptables
+		need ip6tables-restore iptables
+		need nginx nginx-light
+		need /usr/lib/nginx/modules/ngx_stream_module.so libnginx-mod-stream
+		need haproxy haproxy
+		;;
 	generate)
 		need clang-19 clang-19
 		need llvm-strip-19 llvm-19
@@ -106,8 +114,8 @@ command -v apt-get >/dev/null || fail "this machine has no apt-get"
 
 export DEBIAN_FRONTEND=noninteractive
 echo "deps: $*: apt-get update" >&2
-apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null >&2 || fail "apt-get update failed"
+apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update </dev/null >&2 || fail "apt-get update failed"
 if [[ ${#wanted[@]} -gt 0 ]]; then
 	echo "deps: $*: ${install[*]}" >&2
-	"${install[@]}" -q -o DPkg::Lock::Timeout=300 </dev/null >&2 || fail "apt-get install failed"
+	"${install[@]}" -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 </dev/null >&2 || fail "apt-get install failed"
 fi

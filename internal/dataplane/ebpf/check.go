@@ -50,6 +50,7 @@ type probe interface {
 	mapType(ebpf.MapType) error
 	btf() error
 	tcx() error
+	iterators() error // over the elements of maps
 }
 
 func checkWith(opts Options, p probe) []Finding {
@@ -123,6 +124,8 @@ func checkFeatures(p probe) []Finding {
 		{"namespace cookie", p.helper(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie), Fail, "Linux 5.7 is needed"},
 		{"coarse clock", p.helper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), Fail, "Linux 5.11 is needed"},
 		{"tcx", p.tcx(), Warn, "clsact filters are used instead; tcx came with Linux 6.6"},
+		{"iterators over maps", p.iterators(), Warn, "sockets are looked for among open files, which the kernel's own have not; " +
+			"lockdown, as with Secure Boot, may forbid such iterators"},
 	} {
 		fs = append(fs, finding(f.name, f.err, f.level, f.means))
 	}
@@ -172,6 +175,13 @@ func (kernelProbe) mapType(t ebpf.MapType) error { return features.HaveMapType(t
 func (kernelProbe) btf() error {
 	_, err := btf.LoadKernelSpec()
 	return err
+}
+
+func (kernelProbe) iterators() error {
+	if socketsByFile() {
+		return ebpf.ErrNotSupported
+	}
+	return nil
 }
 
 // tcx asks with a program that the loopback device never gets: the anchor is

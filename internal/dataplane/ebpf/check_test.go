@@ -31,6 +31,7 @@ func (p fakeProbe) helper(_ ebpf.ProgramType, fn asm.BuiltinFunc) error { return
 func (p fakeProbe) mapType(t ebpf.MapType) error                        { return p.ask(t) }
 func (p fakeProbe) btf() error                                          { return p.ask("btf") }
 func (p fakeProbe) tcx() error                                          { return p.ask("tcx") }
+func (p fakeProbe) iterators() error                                    { return p.ask("iterators") }
 
 // findings returns what Check says of a kernel, by name.
 func findings(t *testing.T, p probe) map[string]Finding {
@@ -59,6 +60,7 @@ var asked = []struct {
 	{asm.FnGetNetnsCookie, "namespace cookie", Fail, "Linux 5.7 is needed"},
 	{asm.FnKtimeGetCoarseNs, "coarse clock", Fail, "Linux 5.11 is needed"},
 	{"tcx", "tcx", Warn, "tcx came with Linux 6.6"}, // clsact does it, too
+	{"iterators", "iterators over maps", Warn, "sockets are looked for among open files"},
 }
 
 func TestCheckNamesTheMissingFeature(t *testing.T) {

@@ -294,7 +294,7 @@ func TestMasqueradeAvoidsFrontends(t *testing.T) {
 			r.svc("web", f, lb.UDP, "round-robin", r.pods(f, "backend1"),
 				frontend(lb.LoadBalancer, lb.UDP, vip, lb.MasqueradeAlways)),
 		}})
-		req := lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort(vip), Timeout: silence}
+		req := lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort(vip), Timeout: patience}
 		if got, _ := r.dial(lab.Outside, req, calls); got["backend1"] != calls {
 			t.Errorf("%s: %v of %d calls, want all answered by backend1", f, got, calls)
 		}
