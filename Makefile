@@ -15,7 +15,7 @@ DURATION  ?= 1h
 
 # Programs that need root are built as you and run through sudo.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec "sudo -E env PATH=$$PATH")
-
+# Scripts that need root.
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -E env PATH=$$PATH)
 
 # What runs on Linux 6.1, the oldest kernel supported. Emulation is slow, so the

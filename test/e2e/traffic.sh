@@ -92,6 +92,7 @@ traffic_up() {
 		echo $! >>"$traffic/pids"
 	done
 	within 60 all_steady || die "not every connection could be made: $traffic"
+	event "all connections are held" # what fails from now on counts
 }
 
 all_steady() {
@@ -112,7 +113,7 @@ traffic_logs() {
 
 # traffic_end: what was seen, as a table; fails if anything failed
 traffic_end() {
-	sleep 6 # what fails is noticed within 5 s
+	sleep 6 # what fails now is noticed within 5 s
 	traffic_logs
 	"$bin/traffic" sum -events "$traffic/events" "$traffic"/*.log
 }

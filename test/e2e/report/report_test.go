@@ -84,3 +84,18 @@ func TestTable(t *testing.T) {
 		t.Error("a result of an unknown test is no error")
 	}
 }
+
+// TestTableIsCurrent: docs/CONFORMANCE.md is what make e2e-table writes.
+func TestTableIsCurrent(t *testing.T) {
+	var want strings.Builder
+	if err := table(&want, os.DirFS("../results")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("../../../docs/CONFORMANCE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want.String() {
+		t.Error("docs/CONFORMANCE.md is not what test/e2e/results say: make e2e-table")
+	}
+}

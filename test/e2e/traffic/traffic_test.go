@@ -48,8 +48,8 @@ func TestLoad(t *testing.T) {
 			cancel()
 		}
 	}
-	if seen.Kind != "failed" || !strings.Contains(seen.Error, "refused") {
-		t.Errorf("without a listener the client wrote %+v, want a failed connection that was refused", seen)
+	if seen.Kind != "failed" || seen.Target != target || seen.Error == "" {
+		t.Errorf("without a listener the client wrote %+v, want a failed connection to %s, and why", seen, target)
 	}
 	c := last.Counts[target]
 	if c.Exchanges == 0 || c.Opened == 0 || c.Failed == 0 || c.Broken != 0 {
@@ -73,7 +73,8 @@ func TestSum(t *testing.T) {
 		return `{"time":"2026-01-01T00:00:04Z","client":"pod","steady":` + steady +
 			`,"counts":{"tcp://10.96.0.1:80":{"exchanges":7,"broken":` + broken + `,"opened":3,"failed":0,"longestMS":1.5}}}` + "\n"
 	}
-	good := write("good", counts("true", "0"))
+	good := write("good", `{"time":"2026-01-01T00:00:00Z","client":"pod","target":"tcp://10.96.0.1:80","kind":"failed","error":"early"}`+
+		"\n"+counts("true", "0"))
 	broken := write("broken", `{"time":"2026-01-01T00:00:03Z","client":"pod","target":"tcp://10.96.0.1:80","kind":"broken","error":"reset","local":"10.0.0.1:5"}`+
 		"\n"+counts("true", "1"))
 	never := write("never", counts("false", "0"))
