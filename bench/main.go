@@ -3,6 +3,7 @@
 // The bench measures what lbproxy costs, as ratios to what the same machine does
 // without it in the same minutes, and prints one table with the targets beside.
 // With -scenario or -set it runs scenarios instead, beside other proxies: see package live.
+// With -report it measures nothing and shows what was measured: see docs/BENCHMARKS.md.
 // Everything happens in labs: nothing is sent outside of them.
 package main
 
@@ -17,8 +18,10 @@ import (
 	"time"
 
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/bench/internal/report"
 	"github.com/lbproxy/lbproxy/bench/internal/worker"
 	"github.com/lbproxy/lbproxy/bench/live"
+	results "github.com/lbproxy/lbproxy/bench/result"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
@@ -57,16 +60,28 @@ func sizes(benchtime string) (size, error) {
 		contests: scale(3), requests: 4000, passes: scale(5), gobench: "50ms", services: 10_000, changes: 100, starts: min(3, scale(2))}, nil
 }
 
+// command is what repeats this run.
+func command() []string { return append([]string{"go", "run", "./bench"}, os.Args[1:]...) }
+
 func run(ctx context.Context) error {
 	benchtime := flag.String("benchtime", "1s", "1x, or how long for, in proportion to 1s")
 	program := flag.String("lbproxy", "bin/lbproxy", "the program to measure")
 	ebpfTest := flag.String("ebpf", "bin/ebpf.test", "the compiled tests of internal/dataplane/ebpf")
-	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, commit, algorithms, agent, start")
+	pickTest := flag.String("pick", "bin/pick.test", "the compiled tests of internal/algo/picktest")
+	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, pick, commit, algorithms, agent, start")
 	out := flag.String("out", "bench/out/latest.json", "file for all numbers")
 	scenarioOut := flag.String("result", "bench/out/scenarios.json", "file for all numbers of scenarios")
 	scenarios := flag.String("scenario", "", "run these scenarios of bench/scenarios in labs, with all their arms; `NAMES` with commas between them")
 	set := flag.String("set", "", "run all scenarios in labs, or those of -scenario: full, or quick, which only shows that everything runs")
+	var rep report.Options
+	flag.StringVar(&rep.Results, "report", "", "measure nothing, and report the results of these `FILES` with commas between them")
+	flag.StringVar(&rep.Page, "html", "", "report: `FILE` for a page")
+	flag.StringVar(&rep.Markdown, "markdown", "", "report: Markdown `FILES` whose tables between markers are written anew")
+	flag.StringVar(&rep.Compact, "compact", "", "report: `FILE` for the results in short, to be kept")
 	flag.Parse()
+	if rep.Results != "" {
+		return report.Write(rep)
+	}
 	if *scenarios != "" || *set != "" {
 		return live.Run(ctx, live.Options{Set: *set, Scenarios: *scenarios, Program: *program, Out: *scenarioOut})
 	}
@@ -82,7 +97,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &report{Machine: observe.ThisMachine(), Benchtime: *benchtime}
+	r := &results.File{Command: command(), Machine: observe.ThisMachine(), Quick: *benchtime == "1x"}
 	err = p.balanced.lab.Host(lab.Node).Do(func() error {
 		r.Machine.Congestion = observe.ReadWord("/proc/sys/net/ipv4/tcp_congestion_control")
 		return nil
@@ -90,6 +105,7 @@ func run(ctx context.Context) error {
 	for _, s := range []suite{
 		{"connect", p.connects}, {"hook", p.hooks}, {"rr", p.exchanges}, {"stream", p.streams},
 		{"packet", func(ctx context.Context, sz size) ([]row, error) { return packets(ctx, *ebpfTest, sz) }},
+		{"pick", func(ctx context.Context, sz size) ([]row, error) { return picks(ctx, *ebpfTest, *pickTest, sz) }},
 		{"commit", func(ctx context.Context, sz size) ([]row, error) { return commits(ctx, *ebpfTest, sz) }},
 		{"algorithms", algorithms},
 		{"agent", pipeline},
@@ -111,8 +127,8 @@ func run(ctx context.Context) error {
 		return err
 	}
 	r.Machine.LoadAfter = observe.Load()
-	if err := r.save(*out); err != nil {
+	if err := observe.Save(*out, r); err != nil {
 		return err
 	}
-	return r.print(os.Stdout)
+	return printRows(os.Stdout, r)
 }

@@ -52,7 +52,7 @@ func TestKernelMostMembers(t *testing.T) {
 // the program; ns/pick is the time of one.
 func BenchmarkKernelPick(b *testing.B) {
 	for _, name := range algo.Names() {
-		for _, n := range []int{10, 256, 1000, 5000} {
+		for _, n := range []int{1, 10, 100, 1000, 5000} {
 			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
 				k, rng := newKernel(b), rand.New(rand.NewPCG(1, 1))
 				ms := make([]algo.Member, n)
