@@ -83,7 +83,9 @@ func run(ctx context.Context) error {
 		return report.Write(rep)
 	}
 	if *scenarios != "" || *set != "" {
-		return live.Run(ctx, live.Options{Set: *set, Scenarios: *scenarios, Program: *program, Out: *scenarioOut})
+		return live.Run(ctx, live.Options{
+			Set: *set, Scenarios: *scenarios, Program: *program, Out: *scenarioOut, Command: command(),
+		})
 	}
 	sz, err := sizes(*benchtime)
 	if err != nil {
