@@ -74,7 +74,7 @@ func TestForbiddenProbes(t *testing.T) {
 				return !strings.Contains(r.lbproxy("get", "health").stdout, r.backend("backend1"))
 			})
 			r.forbid("backend1", tc.how, lab.NodeAddr4)
-			r.put("web.yaml", says(plain, tc.probe, "lbproxy.io/health-check-timeout: 300ms"))
+			r.put("web.yaml", says(plain, tc.probe, "lbproxy.io/health-check-timeout: 1500ms"))
 			var failed int
 			serve := func() bool {
 				got, bad := r.answered(webVIP, podClients, 6)

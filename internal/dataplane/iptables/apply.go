@@ -118,6 +118,43 @@ func (d *Dataplane) withOthers(f lb.Family, list []step) []step {
 	return append(list, slices.DeleteFunc(d.again(f), func(s step) bool { return has[s.name] })...)
 }
 
+// mend writes anew what was damaged, if it is so little that the rest can be trusted. It
+// returns false if everything had better be written.
+func (d *Dataplane) mend(ctx context.Context, damaged []*damage) (mended bool, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, found := range damaged {
+		fam := d.families[found.family]
+		if fam.chains == nil || len(found.jumps) > 0 || 2*len(found.chains) > len(fam.chains[natTable])+len(fam.chains[filterTable]) {
+			return false, nil
+		}
+	}
+	var fails dataplane.SyncError
+	for _, found := range damaged {
+		fam := d.families[found.family]
+		lost := map[string]bool{}
+		for _, k := range found.chains {
+			fam.chains[k.table][k.name] = 0
+			lost[k.name] = true
+		}
+		for _, t := range []*tree{fam.vips, fam.ports, fam.hairpins} {
+			for name := range t.kids {
+				if lost[name] {
+					fam.chains[natTable][t.name] = 0 // so that change looks at all of the tree
+				}
+			}
+		}
+		steps := slices.DeleteFunc(d.again(found.family), func(s step) bool {
+			return !slices.ContainsFunc(s.old.out.names, func(name string) bool { return lost[name] })
+		})
+		for i := range steps {
+			steps[i].suspect = true
+		}
+		d.apply(ctx, fam, steps, &fails)
+	}
+	return true, fails.OrNil()
+}
+
 // repair writes everything anew: the kernel has not what it was given.
 func (d *Dataplane) repair(ctx context.Context) error {
 	d.mu.Lock()

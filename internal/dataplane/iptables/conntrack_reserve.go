@@ -51,7 +51,8 @@ func (Tracker) Reserve(flows []dataplane.Flow) error {
 				return err
 			}
 		}
-		return c.create(reserveMessage(fl), fl)
+		_, err := c.create(reserveMessage(fl), fl)
+		return err
 	}))
 }
 

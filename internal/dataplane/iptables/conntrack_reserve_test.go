@@ -74,7 +74,8 @@ func innocents() error {
 		case 103: // all bits and one more
 			mark |= 2
 		}
-		return c.create(attribute(message, nl.CTA_MARK, be32(mark)), fl)
+		_, err := c.create(attribute(message, nl.CTA_MARK, be32(mark)), fl)
+		return err
 	})
 }
 
@@ -94,7 +95,8 @@ func TestReserve(t *testing.T) {
 	}
 	taken := leaving(lb.IPv4, lb.TCP, 9) // by a connection, whose entry stays as it is
 	must(innocents())
-	must(Tracker{}.Track([]dataplane.Flow{taken}))
+	_, err := Tracker{}.Track([]dataplane.Flow{taken})
+	must(err)
 	before, _, err := allEntries()
 	must(err)
 	if len(before) != 5 {

@@ -22,7 +22,12 @@ import (
 // openHere opens a Dataplane in a network namespace of the test's own.
 func openHere(t *testing.T, lock string) *Dataplane {
 	t.Helper()
-	d, err := Open(Options{Backend: nftBackend, MasqueradeBit: 14, LockFile: lock})
+	return openBackend(t, nftBackend, lock)
+}
+
+func openBackend(t *testing.T, backend, lock string) *Dataplane {
+	t.Helper()
+	d, err := Open(Options{Backend: backend, MasqueradeBit: 14, LockFile: lock})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,13 +98,13 @@ func TestFrontendOfWhoFails(t *testing.T) {
 func TestUnreadableTables(t *testing.T) {
 	ownNetns(t)
 	lock := filepath.Join(t.TempDir(), "lock")
-	d := openHere(t, lock)
+	d := openBackend(t, legacyBackend, lock)
 	svcs := []*dataplane.Service{plainService(t, "a", lb.IPv4, "10.96.0.1:80"), plainService(t, "b", lb.IPv4, "10.96.0.2:80")}
 	mustSync(t, d, dataplane.Delta{Full: true, Put: svcs})
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	d = openHere(t, lock)
+	d = openBackend(t, legacyBackend, lock)
 	defer d.Close()
 	r := d.families[lb.IPv4].runner
 	save := r.saveProgram

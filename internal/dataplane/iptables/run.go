@@ -75,11 +75,16 @@ func (d *Dataplane) watch(ctx context.Context) error {
 		d.retry = time.Now().Add(retryPeriod)
 		return d.refresh(ctx)
 	}
-	damaged, why, err := d.watcher.check(ctx)
-	if err != nil || !damaged {
+	damaged, err := d.watcher.check(ctx)
+	if err != nil || len(damaged) == 0 {
 		return err
 	}
-	d.opts.Log.Warn("rules were changed by somebody else; they are written anew", "what", why)
+	for _, found := range damaged {
+		d.opts.Log.Warn("rules were changed by somebody else; they are written anew", "what", found)
+	}
+	if mended, err := d.mend(ctx, damaged); mended {
+		return err
+	}
 	return d.repair(ctx)
 }
 

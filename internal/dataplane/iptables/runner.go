@@ -57,8 +57,8 @@ type runner struct {
 	changing sync.Mutex // held while a change is made
 
 	mu      sync.Mutex
-	commits uint32                   // transactions, for watcher
-	counts  map[table]map[string]int // rules of the constant chains as they were put last
+	commits uint32           // transactions, for watcher
+	counts  map[table]*tally // of all chains that were put
 }
 
 // newRunner finds the programs of a family and sees that they work, in both tables.
@@ -98,7 +98,7 @@ func openRunner(f lb.Family, backend string, opts runnerOptions) (*runner, error
 	if f == lb.IPv6 {
 		proto = goiptables.ProtocolIPv6
 	}
-	r := &runner{family: f, programs: p, wait: max(1, int(wait/time.Second)), counts: map[table]map[string]int{}}
+	r := &runner{family: f, programs: p, wait: max(1, int(wait/time.Second)), counts: map[table]*tally{natTable: newTally(), filterTable: newTally()}}
 	r.ipt, err = goiptables.New(goiptables.IPFamily(proto), goiptables.Path(p.program), goiptables.Timeout(r.wait))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", p.program, err)
@@ -150,16 +150,11 @@ func (r *runner) count(t table, b *batch) {
 		return
 	}
 	r.commits++
-	if r.counts[t] == nil {
-		r.counts[t] = map[string]int{}
-	}
 	for _, p := range b.put {
-		if constantChains[t][p.name] {
-			r.counts[t][p.name] = len(p.rules)
-		}
+		r.counts[t].put(p)
 	}
 	for _, name := range b.del {
-		delete(r.counts[t], name)
+		r.counts[t].drop(name)
 	}
 }
 

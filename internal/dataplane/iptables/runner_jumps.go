@@ -79,15 +79,7 @@ func (r *runner) ours(h hook) ([]string, error) {
 }
 
 // leadsToOurs tells whether the target of a rule is a chain of lbproxy's own.
-func leadsToOurs(rule string) bool {
-	fields := strings.Fields(rule)
-	for i := 0; i+1 < len(fields); i++ {
-		if (fields[i] == "-j" || fields[i] == "-g") && strings.HasPrefix(fields[i+1], prefix) {
-			return true
-		}
-	}
-	return false
-}
+func leadsToOurs(rule string) bool { return strings.HasPrefix(target(rule), prefix) }
 
 // jumps returns the jumps that are not there.
 func (r *runner) jumps(ctx context.Context) (missing []jump, err error) {

@@ -5,8 +5,10 @@ package iptables
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -135,6 +137,25 @@ func (r *runner) chains(ctx context.Context, t table) (map[string][]string, erro
 		got[name] = append(got[name], rules...)
 	})
 	return got, err
+}
+
+// names returns the names of lbproxy's own chains. Nftables tells them without the rules.
+func (r *runner) names(ctx context.Context, t table) (names []string, err error) {
+	if r.kind != nftBackend {
+		chains, err := r.chains(ctx, t)
+		return slices.Collect(maps.Keys(chains)), err
+	}
+	kernel, err := openNFT()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := kernel.uses(r.family, t)
+	for name := range chains {
+		if strings.HasPrefix(name, prefix) {
+			names = append(names, name)
+		}
+	}
+	return names, errors.Join(err, kernel.close())
 }
 
 // parseSaved reads a line that declares a chain, or one that is a rule of a chain.

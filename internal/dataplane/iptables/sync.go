@@ -253,13 +253,14 @@ func (d *Dataplane) adopt(ctx context.Context, fam *family) error {
 	}
 	have := map[table]map[string]sum{natTable: {}, filterTable: {}}
 	for t := range have {
-		chains, err := fam.runner.chains(ctx, t)
+		names, err := fam.runner.names(ctx, t)
 		if err != nil {
 			return err
 		}
-		delete(chains, keepChain) // it goes with the other dataplane
-		for name := range chains {
-			have[t][name] = 0
+		for _, name := range names {
+			if name != keepChain { // it goes with the other dataplane
+				have[t][name] = 0
+			}
 		}
 	}
 	fam.chains, fam.hooked = have, false

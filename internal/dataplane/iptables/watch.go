@@ -25,8 +25,8 @@ const (
 
 // watcher notices that somebody else changed the tables. It asks for numbers that every
 // change moves, which costs a system call or a few; only when they moved otherwise than
-// by lbproxy's own changes it looks at the jumps and the constant chains. Its methods may be
-// called from any goroutine, check on a thread in the network namespace.
+// by lbproxy's own changes it looks at the jumps, and at how many rules chains have. Its
+// methods may be called from any goroutine, check on a thread in the network namespace.
 type watcher struct {
 	now   func() time.Time
 	spent func() time.Duration // time of the processor, of the calling thread and of programs that it ran
@@ -129,37 +129,56 @@ func (w *watcher) forget(family lb.Family) {
 	}
 }
 
-// check tells whether jumps or constant chains were damaged, and what. It is cheap when
-// nobody else changed the tables, and may be called several times a second.
-func (w *watcher) check(ctx context.Context) (damaged bool, why string, err error) {
+// damage is what somebody else did to one family.
+type damage struct {
+	family lb.Family
+	jumps  []jump     // that are gone
+	chains []chainKey // that have fewer rules than they should, or others
+	whys   []string
+}
+
+// mostWhys is how many of them are told.
+const mostWhys = 10
+
+func (d *damage) String() string {
+	whys := d.whys[:min(len(d.whys), mostWhys)]
+	text := d.family.String() + ": " + strings.Join(whys, "; ")
+	if rest := len(d.whys) - len(whys); rest > 0 {
+		text += fmt.Sprintf("; and %d more", rest)
+	}
+	return text
+}
+
+// check returns what was damaged of jumps and chains, by family. It is cheap when nobody
+// else changed the tables, and may be called several times a second.
+func (w *watcher) check(ctx context.Context) (damaged []*damage, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	commits := uint32(0) // of both families, which the kernel counts together
 	for _, f := range w.families {
 		if !f.changing.TryLock() {
-			return false, "", nil // a change of ours is being made
+			return nil, nil // a change of ours is being made
 		}
 		defer f.changing.Unlock()
 		f.mu.Lock()
 		commits += f.commits
 		f.mu.Unlock()
 	}
-	var whys []string
 	var errs []error
 	for _, f := range w.families {
 		found, err := f.check(ctx, commits, w)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("watch the tables of %s: %w", f.family, err))
 		}
-		for _, d := range found {
-			whys = append(whys, f.family.String()+": "+d)
+		if found != nil {
+			damaged = append(damaged, found)
 		}
 	}
-	return len(whys) > 0, strings.Join(whys, "; "), errors.Join(errs...)
+	return damaged, errors.Join(errs...)
 }
 
 // check is watcher.check of one family. No change of ours is being made meanwhile.
-func (f *watched) check(ctx context.Context, commits uint32, w *watcher) (found []string, err error) {
+func (f *watched) check(ctx context.Context, commits uint32, w *watcher) (found *damage, err error) {
 	st, err := f.read(commits)
 	if err != nil {
 		return nil, err
@@ -177,7 +196,7 @@ func (f *watched) check(ctx context.Context, commits uint32, w *watcher) (found 
 	before := w.spent()
 	found, err = f.look(ctx)
 	f.next = w.now().Add(max(lookPeriod, lookShare*(w.spent()-before)))
-	f.pending = err != nil || len(found) > 0
+	f.pending = err != nil || found != nil
 	return found, err
 }
 
@@ -199,15 +218,18 @@ func (f *watched) read(commits uint32) (st state, err error) {
 // sighting is what was seen of a table.
 type sighting struct {
 	jumps map[jumpKey]bool
-	rules map[string]int // of the constant chains
+	rules map[string]int // of chains of which it is known
+	uses  map[string]int // of others: their rules and those that lead to them
 }
 
 // jumpKey is a jump without what it matches.
 type jumpKey struct{ builtin, chain string }
 
-// look returns what is wrong with the jumps and the constant chains.
-func (f *watched) look(ctx context.Context) (found []string, err error) {
+// look returns what is wrong with the jumps and the chains; nil: nothing.
+func (f *watched) look(ctx context.Context) (*damage, error) {
+	found := &damage{family: f.family}
 	for _, t := range tables {
+		var err error
 		var s sighting
 		if f.nft != nil {
 			s, err = f.lookNFT(t)
@@ -217,43 +239,51 @@ func (f *watched) look(ctx context.Context) (found []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, f.compare(t, s)...)
+		f.compare(t, s, found)
+	}
+	if len(found.whys) == 0 {
+		return nil, nil
 	}
 	return found, nil
 }
 
-// compare describes how what was seen differs from what was put.
-func (f *watched) compare(t table, s sighting) (found []string) {
+// compare adds to found how what was seen differs from what was put. With nftables, a chain
+// that has lost its rules takes those along that they led to: they seem to have fewer.
+func (f *watched) compare(t table, s sighting, found *damage) {
 	for _, j := range jumps {
 		if j.table == t && !s.jumps[jumpKey{j.builtin, j.chain}] {
-			found = append(found, fmt.Sprintf("the jump from %s to %s in table %s is gone", j.builtin, j.chain, t))
+			found.jumps = append(found.jumps, j)
+			found.whys = append(found.whys, fmt.Sprintf("the jump from %s to %s in table %s is gone", j.builtin, j.chain, t))
 		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(constantChains[t])) {
-		want, ok := f.counts[t][name]
-		switch have := s.rules[name]; {
-		case !ok && have > 0:
-			f.counts[t] = withCount(f.counts[t], name, have) // an earlier agent's
-		case have != want:
-			found = append(found, fmt.Sprintf("chain %s of table %s has %d rules: want %d", name, t, have, want))
+	put := f.counts[t]
+	for name := range constantChains[t] {
+		if _, ok := put.rules[name]; !ok && s.rules[name] > 0 {
+			put.rules[name] = s.rules[name] // an earlier agent's
 		}
 	}
-	return found
-}
-
-func withCount(counts map[string]int, name string, n int) map[string]int {
-	if counts == nil {
-		counts = map[string]int{}
+	for _, name := range slices.Sorted(maps.Keys(put.rules)) {
+		want, have := put.rules[name], s.rules[name]
+		if s.uses != nil && !constantChains[t][name] {
+			have = s.uses[name] - put.led[name]
+			have = min(have, want) // more may lead to it: that is others' business
+		}
+		if have != want {
+			found.chains = append(found.chains, chainKey{f.family, t, name})
+			found.whys = append(found.whys, fmt.Sprintf("chain %s of table %s has %d rules: want %d", name, t, max(have, 0), want))
+		}
 	}
-	counts[name] = n
-	return counts
 }
 
-// lookNFT asks the kernel for the few chains that matter.
-func (f *watched) lookNFT(t table) (sighting, error) {
-	s := sighting{map[jumpKey]bool{}, map[string]int{}}
+// lookNFT asks the kernel for the rules of the few chains that all packets meet, and for
+// how many others have.
+func (f *watched) lookNFT(t table) (s sighting, err error) {
+	s.jumps, s.rules = map[jumpKey]bool{}, map[string]int{}
+	if s.uses, err = f.nft.uses(f.family, t); err != nil {
+		return s, err
+	}
 	for _, h := range hooks() {
 		if h.table != t {
 			continue
@@ -280,17 +310,16 @@ func (f *watched) lookNFT(t table) (sighting, error) {
 
 // lookLegacy reads the whole table: the kernel gives no less.
 func (f *watched) lookLegacy(ctx context.Context, t table) (sighting, error) {
-	s := sighting{map[jumpKey]bool{}, map[string]int{}}
+	s := sighting{jumps: map[jumpKey]bool{}, rules: map[string]int{}}
 	err := f.save(ctx, t, func(line string) {
 		name, rules, ok := parseSaved(line)
 		if !ok || rules == nil {
 			return
 		}
-		if constantChains[t][name] {
+		if strings.HasPrefix(name, prefix) {
 			s.rules[name]++
-		} else if !strings.HasPrefix(name, prefix) && leadsToOurs(rules[0]) {
-			fields := strings.Fields(rules[0])
-			s.jumps[jumpKey{name, fields[len(fields)-1]}] = true
+		} else if leadsToOurs(rules[0]) {
+			s.jumps[jumpKey{name, target(rules[0])}] = true
 		}
 	})
 	return s, err

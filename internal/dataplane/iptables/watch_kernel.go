@@ -82,6 +82,36 @@ func (n *nft) rules(f lb.Family, t table, name string, each func([]byte)) error 
 	return fmt.Errorf("rules of chain %s of table %s: %w", name, t, nl.ErrDumpInterrupted)
 }
 
+// uses returns the chains of a table, each with how many rules it has and how many lead to
+// it, together. The kernel knows that without looking at a rule.
+func (n *nft) uses(f lb.Family, t table) (map[string]int, error) {
+	for range dumpTries {
+		got := map[string]int{}
+		req := n.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, addressFamily(f))
+		err := execute(req, func(msg []byte) {
+			var of, name string
+			use := 0
+			eachAttr(msg, nl.SizeofNfgenmsg, func(typ int, v []byte) {
+				switch {
+				case typ == unix.NFTA_CHAIN_TABLE:
+					of = unix.ByteSliceToString(v)
+				case typ == unix.NFTA_CHAIN_NAME:
+					name = unix.ByteSliceToString(v)
+				case typ == unix.NFTA_CHAIN_USE && len(v) == 4:
+					use = int(binary.BigEndian.Uint32(v))
+				}
+			})
+			if of == string(t) {
+				got[name] = use
+			}
+		})
+		if err == nil || !errors.Is(err, nl.ErrDumpInterrupted) {
+			return got, err
+		}
+	}
+	return nil, fmt.Errorf("chains of table %s: %w", t, nl.ErrDumpInterrupted)
+}
+
 // leadsTo tells whether an encoded rule names a chain; names end with a zero byte.
 func leadsTo(rule []byte, chain string) bool {
 	return bytes.Contains(rule, append([]byte(chain), 0))
