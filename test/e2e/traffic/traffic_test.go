@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -32,7 +33,7 @@ func TestLoad(t *testing.T) {
 	var seen, last line
 	for lines := json.NewDecoder(out); ; {
 		var now line
-		if err := lines.Decode(&now); err == io.EOF {
+		if err := lines.Decode(&now); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			t.Fatal(err)
