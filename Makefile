@@ -85,7 +85,7 @@ e2e-full: need-root image ## every one of these tests that a service proxy can p
 	@hack/deps.sh cluster-up
 	$(SUDO) test/e2e/build.sh && $(SUDO) test/e2e/images.sh && $(SUDO) test/e2e/full.sh
 
-e2e-ci: cluster-up ## what CI runs of it: the conformance tests of Services, with lbproxy
+e2e-ci: cluster-up ## that cluster up, the conformance tests of Services, and down again
 	@trap '$(SUDO) test/e2e/down.sh' EXIT; $(SUDO) test/e2e/run.sh '\[sig-network\] Services should.*\[Conformance\]'
 
 e2e-restart: need-root ## replaces lbproxy's pods in that cluster under load: no connection notices

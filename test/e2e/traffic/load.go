@@ -17,7 +17,7 @@ import (
 const (
 	dialTimeout   = 3 * time.Second
 	answerTimeout = 5 * time.Second // a datagram without one so long is lost
-	summaryPeriod = time.Second
+	summaryPeriod = 2 * time.Second // an hour of them is less than the kubelet keeps
 )
 
 // load is a client of several targets.
@@ -42,8 +42,8 @@ type counts struct {
 	LongestMS float64 `json:"longestMS"` // that was waited for an answer
 }
 
-// line is what a client writes: a failure when it happens, and all counts so far once a
-// second.
+// line is what a client writes: a failure when it happens, and all counts so far now and
+// then.
 type line struct {
 	Time   time.Time          `json:"time"`
 	Client string             `json:"client"`

@@ -32,7 +32,7 @@ func main() {
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) == 0 {
-		return errors.New("usage: traffic serve | load TARGET... | sum FILE...")
+		return errors.New("usage: traffic load TARGET... | sum -events FILE FILE... | serve")
 	}
 	flags := flag.NewFlagSet("traffic "+args[0], flag.ContinueOnError)
 	switch args[0] {

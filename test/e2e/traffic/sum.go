@@ -40,6 +40,9 @@ func sum(out io.Writer, eventsFile string, files []string) error {
 		if !last.Steady {
 			return fmt.Errorf("%s: not every connection that should be held ever was", file)
 		}
+		if n := last.failures(); n > len(failed) {
+			return fmt.Errorf("%s: %d failures were counted, and %d are written: lines are lost", file, n, len(failed))
+		}
 		failures = append(failures, failed...)
 		for _, target := range slices.Sorted(maps.Keys(last.Counts)) {
 			c := last.Counts[target]
@@ -63,6 +66,15 @@ func sum(out io.Writer, eventsFile string, files []string) error {
 		return fmt.Errorf("%d failures", bad)
 	}
 	return nil
+}
+
+// failures is how many a summary counted. More may be written: those after it.
+func (l line) failures() int {
+	n := 0
+	for _, c := range l.Counts {
+		n += c.Broken + c.Failed
+	}
+	return n
 }
 
 // readLines returns the last summary in file, and the failures.

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -32,7 +33,7 @@ func TestLoad(t *testing.T) {
 	var seen, last line
 	for lines := json.NewDecoder(out); ; {
 		var now line
-		if err := lines.Decode(&now); err == io.EOF {
+		if err := lines.Decode(&now); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			t.Fatal(err)
@@ -58,7 +59,7 @@ func TestLoad(t *testing.T) {
 }
 
 // TestSum: what broke is in the table, with the event before it, and is an error; a client
-// that never held what it should is one, too.
+// that never held what it should is one, too, and so is a log that has lost lines.
 func TestSum(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -77,6 +78,7 @@ func TestSum(t *testing.T) {
 		"\n"+counts("true", "0"))
 	broken := write("broken", `{"time":"2026-01-01T00:00:03Z","client":"pod","target":"tcp://10.96.0.1:80","kind":"broken","error":"reset","local":"10.0.0.1:5"}`+
 		"\n"+counts("true", "1"))
+	lost := write("lost", counts("true", "1"))
 	never := write("never", counts("false", "0"))
 
 	var out strings.Builder
@@ -88,6 +90,9 @@ func TestSum(t *testing.T) {
 	}
 	if want := "broken from 10.0.0.1:5: reset; 0.5 s after: second"; !strings.Contains(out.String(), want) {
 		t.Errorf("no %q in\n%s", want, out.String())
+	}
+	if err := sum(&out, events, []string{lost}); err == nil {
+		t.Error("a failure that was counted and not written is no error")
 	}
 	if err := sum(&out, events, []string{never}); err == nil {
 		t.Error("a client that held nothing is no error")
