@@ -60,6 +60,18 @@ func sizes(benchtime string) (size, error) {
 		passes: scale(5), gobench: "50ms", services: 10_000, changes: 100, starts: min(3, scale(2))}, nil
 }
 
+// suites are all parts, in their order.
+func suites(p *paths, program, ebpfTest, pickTest string) []suite {
+	return []suite{
+		{"connect", p.connects}, {"hook", p.hooks}, {"rr", p.exchanges}, {"stream", p.streams},
+		{"packet", func(ctx context.Context, sz size) ([]row, error) { return packets(ctx, ebpfTest, sz) }},
+		{"pick", func(ctx context.Context, sz size) ([]row, error) { return picks(ctx, ebpfTest, pickTest, sz) }},
+		{"commit", func(ctx context.Context, sz size) ([]row, error) { return commits(ctx, ebpfTest, sz) }},
+		{"agent", pipeline},
+		{"start", func(ctx context.Context, sz size) ([]row, error) { return starts(ctx, program, sz) }},
+	}
+}
+
 // command is what repeats this run.
 func command() []string { return append([]string{"go", "run", "./bench"}, os.Args[1:]...) }
 
@@ -104,14 +116,7 @@ func run(ctx context.Context) error {
 		r.Machine.Congestion = observe.ReadWord("/proc/sys/net/ipv4/tcp_congestion_control")
 		return nil
 	})
-	for _, s := range []suite{
-		{"connect", p.connects}, {"hook", p.hooks}, {"rr", p.exchanges}, {"stream", p.streams},
-		{"packet", func(ctx context.Context, sz size) ([]row, error) { return packets(ctx, *ebpfTest, sz) }},
-		{"pick", func(ctx context.Context, sz size) ([]row, error) { return picks(ctx, *ebpfTest, *pickTest, sz) }},
-		{"commit", func(ctx context.Context, sz size) ([]row, error) { return commits(ctx, *ebpfTest, sz) }},
-		{"agent", pipeline},
-		{"start", func(ctx context.Context, sz size) ([]row, error) { return starts(ctx, *program, sz) }},
-	} {
+	for _, s := range suites(p, *program, *ebpfTest, *pickTest) {
 		if err != nil || !match.MatchString(s.name) {
 			continue
 		}
