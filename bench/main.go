@@ -82,9 +82,10 @@ func run(ctx context.Context) error {
 	pickTest := flag.String("pick", "bin/pick.test", "the compiled tests of internal/algo/picktest")
 	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, pick, commit, agent, start")
 	out := flag.String("out", "bench/out/latest.json", "file for all numbers")
-	scenarioOut := flag.String("result", "bench/out/scenarios.json", "file for all numbers of scenarios")
-	scenarios := flag.String("scenario", "", "run these scenarios of bench/scenarios in labs, with all their arms; `NAMES` with commas between them")
-	set := flag.String("set", "", "run all scenarios in labs, or those of -scenario: full, or quick, which only shows that everything runs")
+	opts := live.Options{Command: command()}
+	flag.StringVar(&opts.Out, "result", "bench/out/scenarios.json", "file for all numbers of scenarios")
+	flag.StringVar(&opts.Scenarios, "scenario", "", "run these scenarios of bench/scenarios in labs, with all their arms; `NAMES` with commas between them")
+	flag.StringVar(&opts.Set, "set", "", "run all scenarios in labs, or those of -scenario: full, or quick, which only shows that everything runs")
 	var rep report.Options
 	flag.StringVar(&rep.Results, "report", "", "measure nothing, and report the results of these `FILES` with commas between them")
 	flag.StringVar(&rep.Page, "html", "", "report: `FILE` for a page")
@@ -94,10 +95,8 @@ func run(ctx context.Context) error {
 	if rep.Results != "" {
 		return report.Write(rep)
 	}
-	if *scenarios != "" || *set != "" {
-		return live.Run(ctx, live.Options{
-			Set: *set, Scenarios: *scenarios, Program: *program, Out: *scenarioOut, Command: command(),
-		})
+	if opts.Program = *program; opts.Scenarios != "" || opts.Set != "" {
+		return live.Run(ctx, opts)
 	}
 	sz, err := sizes(*benchtime)
 	if err != nil {
