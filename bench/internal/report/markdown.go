@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/lbproxy/lbproxy/bench/result"
@@ -123,7 +124,8 @@ func list(lines []string) string {
 func scenariosMarkdown(all *gathered) string {
 	var b strings.Builder
 	for _, sc := range all.scenes {
-		fmt.Fprintf(&b, "### %s\n\n%s\n\n%s\n", sc.Name, strings.TrimSpace(sc.Question+" "+sc.About), scenarioTable(sc).markdown())
+		general := slices.DeleteFunc(slices.Clone(sc.measures), func(m *measure) bool { return !slices.Contains(allMeasures, m) })
+		fmt.Fprintf(&b, "### %s\n\n%s %s.\n\n%s\n", sc.Name, sc.Question, strings.TrimSuffix(upper(sc.About), "."), scenarioTable(sc, general).markdown())
 	}
 	return b.String()
 }
