@@ -432,7 +432,7 @@ func TestNetnsDirIsNotCovered(t *testing.T) {
 
 // covered makes a lab where no other was since the boot, and does what others do.
 func covered() error {
-	for syscall.Unmount(netnsDir, syscall.MNT_DETACH) == nil { //nolint:revive // until it is no mount
+	for syscall.Unmount(netnsDir, syscall.MNT_DETACH) == nil {
 	}
 	l, err := New(Options{Name: "covered", Pods: []PodSpec{}})
 	if err != nil {

@@ -102,7 +102,7 @@ func (a Archive) Get(name string) (text []byte, err error) {
 	again := true
 	for i := 0; i < tries && again; i++ {
 		if i > 0 {
-			time.Sleep(a.Pause)
+			<-time.After(a.Pause)
 		}
 		text, again, err = get(a.URL + "/" + name)
 	}
