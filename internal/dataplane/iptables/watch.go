@@ -16,11 +16,13 @@ import (
 )
 
 // Looks are at least lookPeriod apart, and take at most one part in lookShare of one
-// processor's time. The processor's, as on a busy machine a look takes long, and the next
-// one must not wait for that. A table that has lost half of its rules is looked at at once.
+// processor's time, of which lookSaved can be saved up: some looks may follow each other.
+// The processor's, as on a busy machine a look takes long, and the next one must not wait
+// for that. A table that has lost half of its rules is looked at at once.
 const (
 	lookPeriod = 250 * time.Millisecond
 	lookShare  = 20
+	lookSaved  = time.Second
 )
 
 // watcher notices that somebody else changed the tables. It asks for numbers that every
@@ -38,12 +40,15 @@ type watcher struct {
 // watched is one family.
 type watched struct {
 	*runner
-	nft     *nft    // nil: the backend is legacy
-	legacy  *legacy // nil: the backend is nft
-	seen    state   // when all was well
-	known   bool    // seen is valid
-	pending bool    // a look is due
-	next    time.Time
+	nft      *nft    // nil: the backend is legacy
+	legacy   *legacy // nil: the backend is nft
+	seen     state   // when all was well
+	known    bool    // seen is valid
+	pending  bool    // a look is due
+	next     time.Time
+	saved    time.Duration // that looks may take, at refilled
+	cost     time.Duration // of the last look
+	refilled time.Time
 }
 
 // state is what the cheap numbers were.
@@ -186,16 +191,20 @@ func (f *watched) check(ctx context.Context, commits uint32, w *watcher) (found 
 	if !f.known || f.seen.tables != st.tables || f.seen.generation-f.seen.commits != st.generation-st.commits {
 		f.pending = true
 	}
-	if f.known && st.lost(f.seen) {
-		f.next = time.Time{}
-	}
+	now := w.now()
+	f.saved = min(f.saved+now.Sub(f.refilled)/lookShare, lookSaved)
+	f.refilled = now
+	late := now.Before(f.next) || f.saved < min(f.cost, lookSaved)
+	lost := f.known && st.lost(f.seen)
 	f.seen, f.known = st, true
-	if !f.pending || w.now().Before(f.next) {
+	if !f.pending || late && !lost {
 		return nil, nil
 	}
 	before := w.spent()
 	found, err = f.look(ctx)
-	f.next = w.now().Add(max(lookPeriod, lookShare*(w.spent()-before)))
+	f.cost = w.spent() - before
+	f.saved -= f.cost
+	f.next = w.now().Add(lookPeriod)
 	f.pending = err != nil || found != nil
 	return found, err
 }
