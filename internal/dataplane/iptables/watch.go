@@ -237,6 +237,11 @@ type jumpKey struct{ builtin, chain string }
 // look returns what is wrong with the jumps and the chains; nil: nothing.
 func (f *watched) look(ctx context.Context) (*damage, error) {
 	found := &damage{family: f.family}
+	var uses map[table]map[string]int
+	var failed error // what is seen without it is damaged all the same
+	if f.nft != nil {
+		uses, failed = f.nft.uses(f.family)
+	}
 	for _, t := range tables {
 		var err error
 		var s sighting
@@ -248,12 +253,13 @@ func (f *watched) look(ctx context.Context) (*damage, error) {
 		if err != nil {
 			return nil, err
 		}
+		s.uses = uses[t]
 		f.compare(t, s, found)
 	}
 	if len(found.whys) == 0 {
-		return nil, nil
+		return nil, failed
 	}
-	return found, nil
+	return found, failed
 }
 
 // compare adds to found how what was seen differs from what was put. With nftables, a chain
@@ -275,7 +281,10 @@ func (f *watched) compare(t table, s sighting, found *damage) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(put.rules)) {
 		want, have := put.rules[name], s.rules[name]
-		if s.uses != nil && !constantChains[t][name] {
+		if f.nft != nil && !constantChains[t][name] {
+			if s.uses == nil {
+				continue // it is not known
+			}
 			have = s.uses[name] - put.led[name]
 			have = min(have, want) // more may lead to it: that is others' business
 		}
@@ -286,13 +295,9 @@ func (f *watched) compare(t table, s sighting, found *damage) {
 	}
 }
 
-// lookNFT asks the kernel for the rules of the few chains that all packets meet, and for
-// how many others have.
-func (f *watched) lookNFT(t table) (s sighting, err error) {
-	s.jumps, s.rules = map[jumpKey]bool{}, map[string]int{}
-	if s.uses, err = f.nft.uses(f.family, t); err != nil {
-		return s, err
-	}
+// lookNFT asks the kernel for the rules of the few chains that all packets meet.
+func (f *watched) lookNFT(t table) (sighting, error) {
+	s := sighting{jumps: map[jumpKey]bool{}, rules: map[string]int{}}
 	for _, h := range hooks() {
 		if h.table != t {
 			continue
