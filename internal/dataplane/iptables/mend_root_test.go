@@ -85,12 +85,12 @@ func TestMendEndsFlows(t *testing.T) {
 	for _, backend := range []string{nftBackend, legacyBackend} {
 		t.Run(backend, func(t *testing.T) {
 			r := newRig(t, net, backend, nil)
-			const dns = "10.96.0.53:53"
-			svc := r.svc("dns", lb.UDP, "random", r.pods(lb.IPv4, "backend1"), dns)
+			const dns = "172.30.0.11:30053" // the node's: to a cluster IP, connection tracking would not keep the flow
+			svc := r.svc("dns", lb.UDP, "random", r.pods(lb.IPv4, "backend1"), "0.0.0.0:30053")
 			r.sync(dataplane.Delta{Full: true, Put: append(r.web(lb.TCP, "backend1"), svc)})
 			pool := (&renderer{id: svc.Name.String()}).poolName(lb.ScopeCluster)
-			for _, chain := range []string{servicesChain, hashName("T-", "vips"), pool} {
-				u, err := r.Lab.Host("client1").OpenUDP(t.Context(), lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort(dns)})
+			for _, chain := range []string{servicesChain, hashName("T-", "ports"), nodePortsChain, pool} {
+				u, err := r.Lab.Host(lab.Outside).OpenUDP(t.Context(), lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort(dns)})
 				if err != nil {
 					t.Fatal(err)
 				}
