@@ -8,10 +8,15 @@ LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 EPOCH     ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 BENCHTIME ?= 1s
 FUZZTIME  ?= 10s
+ARCHES    ?= amd64 arm64
 TESTFLAGS ?=
+FOCUS     ?= \[sig-network\] Services should
+DURATION  ?= 1h
 
 # Programs that need root are built as you and run through sudo.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec "sudo -E env PATH=$$PATH")
+# Scripts that need root.
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -E env PATH=$$PATH)
 
 # What runs on Linux 6.1, the oldest kernel supported. Emulation is slow, so the
 # contract is cut to two of its four halves.
@@ -22,11 +27,12 @@ GOLANGCI := .cache/bin/golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster fuzz image image-lock \
-	release vulncheck bench bench-control bench-failover generate generate-check lint fmt clean need-root
+.PHONY: help build demo test test-unit test-monitoring test-deploy test-root test-switch test-kernel test-cluster \
+	cluster-up cluster-down e2e e2e-full e2e-ci e2e-restart e2e-soak e2e-table fuzz image image-lock release vulncheck \
+	bench bench-scenarios bench-control bench-failover generate generate-check lint fmt clean need-root
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/lbproxy, or OUT
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(or $(OUT),bin/lbproxy) ./cmd/lbproxy
@@ -50,7 +56,7 @@ test-deploy: need-root ## the chart, the manifests, and the image as the DaemonS
 
 test-root: need-root ## all tests, long ones too, on this kernel (build tag root)
 	@hack/deps.sh $@
-	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 30m $(TESTFLAGS) ./...
+	go test $(AS_ROOT) -tags root -count=1 -p 1 -timeout 60m $(TESTFLAGS) ./...
 
 test-kernel: ## tests on Linux 6.1 in a virtual machine
 	@hack/deps.sh $@
@@ -66,6 +72,33 @@ test-cluster: need-root ## tests against a real API server (root)
 	@hack/deps.sh $@
 	cd test/cluster && go test $(AS_ROOT) -tags root -count=1 -timeout 40m $(TESTFLAGS) ./...
 
+cluster-up: need-root image ## a Kubernetes cluster in namespaces (root); PROXY=lbproxy-iptables, kube-proxy-nftables, ...
+	@hack/deps.sh $@
+	$(SUDO) test/e2e/build.sh && $(SUDO) test/e2e/images.sh && $(SUDO) test/e2e/up.sh
+
+cluster-down: need-root ## removes that cluster
+	$(SUDO) test/e2e/down.sh
+
+e2e: need-root ## Kubernetes' own tests in that cluster: FOCUS='Services should', SKIP=...
+	$(SUDO) test/e2e/run.sh '$(FOCUS)' '$(SKIP)'
+
+e2e-full: need-root image ## every one of these tests that a service proxy can pass; an hour for each PROXY
+	@hack/deps.sh cluster-up
+	$(SUDO) test/e2e/build.sh && $(SUDO) test/e2e/images.sh && $(SUDO) test/e2e/full.sh
+
+e2e-ci: cluster-up ## that cluster up, the conformance tests of Services, and down again
+	@trap '$(SUDO) test/e2e/down.sh' EXIT; $(SUDO) test/e2e/run.sh '\[sig-network\] Services should.*\[Conformance\]'
+
+e2e-restart: need-root ## replaces lbproxy's pods in that cluster under load: no connection notices
+	$(SUDO) test/e2e/restart.sh
+
+e2e-soak: need-root ## DURATION=1h of changes in that cluster under load
+	$(SUDO) test/e2e/soak.sh $(DURATION)
+
+e2e-table: ## docs/CONFORMANCE.md from test/e2e/results
+	go run ./test/e2e/report table test/e2e/results >docs/CONFORMANCE.md.part
+	mv docs/CONFORMANCE.md.part docs/CONFORMANCE.md
+
 image: build ## dist/: a container image as an OCI archive, and what is in it; no engine needed
 	@mkdir -p dist
 	cd deploy && go run ./image -version $(VERSION) -epoch $(EPOCH) -o ../dist/lbproxy.oci.tar $$(go env GOARCH)=../bin/lbproxy
@@ -74,8 +107,8 @@ image-lock: ## pin the image's Debian packages anew
 	@hack/deps.sh $@
 	cd deploy && go run ./image -lock
 
-release: ## dist/: programs and images for amd64 and arm64, what is in them, the chart, checksums
-	@hack/release.sh $(VERSION) $(EPOCH)
+release: ## dist/: programs and an image for ARCHES (amd64 arm64), what is in them, the chart, checksums
+	@hack/release.sh $(VERSION) $(EPOCH) $(ARCHES)
 
 vulncheck: ## fail if lbproxy has code with a known vulnerability
 	@hack/vulncheck.sh
@@ -87,7 +120,13 @@ fuzz: need-root ## every fuzz target for FUZZTIME (10s), on packets too (root)
 bench: need-root build ## what lbproxy costs, as ratios in one table (root); BENCHTIME=1x: a quick look
 	@hack/deps.sh $@
 	go test -tags root -c -o bin/ebpf.test ./internal/dataplane/ebpf
+	go test -tags root -c -o bin/pick.test ./internal/algo/picktest
 	go run $(AS_ROOT) ./bench -benchtime $(BENCHTIME)
+
+bench-scenarios: need-root build ## scenarios with other proxies beside, their numbers and a page in bench/out (root); QUICK=1: under 5 minutes, a smoke test
+	@hack/deps.sh $@
+	go run $(AS_ROOT) ./bench -set $(if $(QUICK),quick,full)
+	go run ./bench -report bench/out/scenarios.json -html bench/out/scenarios.html
 
 bench-control: need-root build ## the control plane at scale, beside a real kube-proxy (root); QUICK=1: a quick look
 	@hack/deps.sh $@

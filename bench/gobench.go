@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/lbproxy/lbproxy/internal/algo"
 )
 
 // gobench are the results of rounds of a test binary's benchmarks, by
@@ -58,35 +60,66 @@ func (g gobench) add(text string) {
 
 // packets runs the programs on made-up packets.
 func packets(ctx context.Context, binary string, sz size) ([]row, error) {
-	const (
-		group = "program on one packet (BPF_PROG_TEST_RUN); baseline: a program that does nothing"
-		unit  = "ns/packet"
-	)
 	g, err := runGobench(ctx, binary, "^Benchmark(Null|Established|Foreign|NewConnection)$", sz.gobench, sz.passes)
 	if err != nil {
 		return nil, err
 	}
+	const group = "program on one packet (BPF_PROG_TEST_RUN); baseline: a program that does nothing"
+	null := g["Null/packet ns/packet"]
 	var rows []row
-	null := g["Null/packet "+unit]
-	for _, f := range []string{"IPv4/TCP", "IPv4/UDP", "IPv6/TCP", "IPv6/UDP"} {
-		rows = append(rows, newRow(group, "established, ingress "+f, "ns", asDifference,
-			g["Established/flows=2/ingress/"+f+" "+unit], null, atMost(200, "<= 200 ns")))
+	for _, kind := range []struct {
+		name, key, unit string
+		most            *limit
+	}{
+		{"established, warm", "Established/flows=2/", "ns/packet", atMost(200, "<= 200 ns")},
+		{"established, 65,536 flows in turn", "Established/flows=65536/", "ns/packet", nil},
+		{"foreign", "Foreign/", "ns/packet", nil},
+		{"new connection, 2,000 Services in turn", "NewConnection/flows=2000/", "ns/connection", atMost(450, "<= 450 ns")},
+		{"new connection, 30,000 Services in turn", "NewConnection/flows=30000/", "ns/connection", nil},
+	} {
+		for _, hook := range []string{"ingress", "egress"} {
+			for _, packet := range []string{"IPv4/TCP", "IPv4/UDP", "IPv6/TCP", "IPv6/UDP"} {
+				for _, snat := range []string{"", "/snat"} {
+					c := hook + "/" + packet + snat
+					if values := g[kind.key+c+" "+kind.unit]; values != nil {
+						rows = append(rows, newRow(group, kind.name+", "+c, "ns", asDifference, values, null, kind.most))
+					}
+				}
+			}
+		}
 	}
-	for _, c := range []string{"ingress/IPv4/TCP/snat", "ingress/IPv6/TCP/snat", "egress/IPv4/TCP", "egress/IPv6/TCP",
-		"egress/IPv4/TCP/snat", "egress/IPv6/TCP/snat"} {
-		rows = append(rows, newRow(group, "established, "+c, "ns", asDifference,
-			g["Established/flows=2/"+c+" "+unit], null, atMost(200, "<= 200 ns")))
+	return rows, nil
+}
+
+// pickSizes are the numbers of backends that picks are measured with.
+var pickSizes = []int{1, 10, 100, 1000}
+
+// picks measures what choosing costs, by algorithm and number of backends: the choice
+// alone, over and over on the same table, and the first packet of a connection to a
+// Service that no packet went to just before.
+func picks(ctx context.Context, binary, pickTest string, sz size) ([]row, error) {
+	alone, err := runGobench(ctx, pickTest, "^BenchmarkKernelPick$", sz.gobench, sz.passes)
+	if err != nil {
+		return nil, err
 	}
-	for _, c := range []string{"ingress/IPv4/TCP", "ingress/IPv6/TCP", "egress/IPv4/TCP"} {
-		rows = append(rows, newRow(group, "established, 65536 flows in turn, "+c, "ns", asDifference,
-			g["Established/flows=65536/"+c+" "+unit], null, nil))
+	whole, err := runGobench(ctx, binary, "^Benchmark(Null|Pick)$", sz.gobench, sz.passes)
+	if err != nil {
+		return nil, err
 	}
-	for _, c := range []string{"ingress/IPv4/TCP", "ingress/IPv4/UDP", "ingress/IPv6/TCP", "egress/IPv4/TCP", "egress/IPv6/TCP"} {
-		rows = append(rows, newRow(group, "foreign, "+c, "ns", asDifference, g["Foreign/"+c+" "+unit], null, nil))
-	}
-	for _, c := range []string{"ingress/IPv4/TCP", "ingress/IPv4/UDP", "ingress/IPv6/TCP", "ingress/IPv4/TCP/snat"} {
-		rows = append(rows, newRow(group, "new connection, "+c, "ns", asDifference,
-			g["NewConnection/"+c+" ns/connection"], null, atMost(450, "<= 450 ns")))
+	var rows []row
+	for _, kind := range []struct {
+		group, key, unit string
+		from             gobench
+	}{
+		{"choice alone, on the same table again and again (BPF_PROG_TEST_RUN)", "KernelPick/%s/%d", "ns/pick", alone},
+		{"first packet of a connection (BPF_PROG_TEST_RUN), each to another Service", "Pick/%s/backends=%d", "ns/connection", whole},
+	} {
+		for _, name := range algo.Names() {
+			for _, n := range pickSizes {
+				rows = append(rows, newRow(kind.group+"; baseline: a program that does nothing", fmt.Sprintf("%s of %d", name, n), "ns",
+					asRatio, kind.from[fmt.Sprintf(kind.key, name, n)+" "+kind.unit], whole["Null/packet ns/packet"], nil))
+			}
+		}
 	}
 	return rows, nil
 }

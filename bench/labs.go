@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/lbproxy/lbproxy/bench/internal/worker"
 	"github.com/lbproxy/lbproxy/internal/algo"
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/dataplane/ebpf"
@@ -28,13 +29,13 @@ var (
 type place struct {
 	lab     *lab.Lab
 	dp      *ebpf.Dataplane // nil without lbproxy
-	workers map[string]*worker
+	workers map[string]hand
 	close   []func() error
 }
 
 // newPlace makes a lab with a server and the given clients.
 func newPlace(ctx context.Context, name string, balanced bool) (_ *place, err error) {
-	p := &place{workers: map[string]*worker{}}
+	p := &place{workers: map[string]hand{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
@@ -52,9 +53,11 @@ func newPlace(ctx context.Context, name string, balanced bool) (_ *place, err er
 		}
 	}
 	for _, host := range []string{"client1", "client2", "client3", "backend1"} {
-		if p.workers[host], err = startWorker(ctx, p.lab.Host(host)); err != nil {
+		w, err := worker.Start(ctx, p.lab.Host(host), workerKind)
+		if err != nil {
 			return nil, err
 		}
+		p.workers[host] = hand{w}
 	}
 	_, err = p.workers["backend1"].do(order{Verb: verbServe})
 	return p, err
@@ -63,9 +66,7 @@ func newPlace(ctx context.Context, name string, balanced bool) (_ *place, err er
 // Close ends everything of the place.
 func (p *place) Close() error {
 	for _, w := range p.workers {
-		if w != nil {
-			w.stop()
-		}
+		w.Stop()
 	}
 	var errs []error
 	for i := range p.close {

@@ -5,32 +5,32 @@ package main
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lbproxy/lbproxy/bench/internal/raw"
 )
 
 // server is the serving part of a worker.
 type server struct {
 	backlog int // listening socket of portBacklog
-	queues  queues
 }
 
 func (s *server) serve() (err error) {
-	if s.backlog, err = listen(portBacklog); err != nil {
+	if s.backlog, err = raw.Listen(portBacklog); err != nil {
 		return err
 	}
 	if err := unix.SetNonblock(s.backlog, true); err != nil {
 		return fmt.Errorf("backlog: %w", err)
 	}
-	for port, handle := range map[uint16]func(fd int){portEcho: echo, portSink: sink} {
-		fd, err := listen(port)
+	for port, handle := range map[uint16]func(fd int){portEcho: raw.Echo, portSink: raw.Sink} {
+		fd, err := raw.Listen(port)
 		if err != nil {
 			return err
 		}
-		go accept(fd, handle)
+		go raw.Accept(fd, handle)
 	}
 	return nil
 }
@@ -52,37 +52,6 @@ func (s *server) drain() (result, error) {
 	}
 }
 
-func accept(fd int, handle func(int)) {
-	for {
-		c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
-		if err == nil {
-			go func() {
-				runtime.LockOSThread()
-				defer unix.Close(c)
-				handle(c)
-			}()
-		}
-	}
-}
-
-func echo(fd int) {
-	if unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) != nil {
-		return
-	}
-	b := make([]byte, 1)
-	for transfer(unix.SYS_READ, fd, b) == nil && transfer(unix.SYS_WRITE, fd, b) == nil {
-	}
-}
-
-func sink(fd int) {
-	b := make([]byte, 1<<18)
-	for {
-		if n, err := unix.Read(fd, b); n == 0 || err != nil && !errors.Is(err, unix.EINTR) {
-			return
-		}
-	}
-}
-
 // quantile of sorted durations, in ns.
 func quantile(sorted []time.Duration, q float64) float64 {
 	return float64(sorted[min(int(q*float64(len(sorted))), len(sorted)-1)].Nanoseconds())
@@ -91,19 +60,19 @@ func quantile(sorted []time.Duration, q float64) float64 {
 // connectMany measures connect() of a blocking TCP socket: the handshake with
 // what the dataplane adds.
 func connectMany(o order) (result, error) {
-	to := addressOf(o.To)
+	to := raw.AddressOf(o.To)
 	took, cycle := make([]time.Duration, o.N), make([]time.Duration, o.N)
 	for i := range o.N {
 		begin := time.Now()
-		fd, err := to.socket(unix.SOCK_STREAM)
+		fd, err := to.Socket(unix.SOCK_STREAM)
 		if err == nil {
-			err = setReset(fd)
+			err = raw.SetReset(fd)
 		}
 		if err != nil {
 			return result{}, err
 		}
 		before := time.Now()
-		err = to.connect(fd)
+		err = to.Connect(fd)
 		took[i] = time.Since(before)
 		unix.Close(fd)
 		if err != nil {
@@ -119,16 +88,16 @@ func connectMany(o order) (result, error) {
 // udpConnectMany measures connect() of a new UDP socket: no packet is sent, so
 // what remains is the route and the dataplane.
 func udpConnectMany(o order) (result, error) {
-	to := addressOf(o.To)
+	to := raw.AddressOf(o.To)
 	took, cycle := make([]time.Duration, o.N), make([]time.Duration, o.N)
 	for i := range o.N {
 		begin := time.Now()
-		fd, err := to.socket(unix.SOCK_DGRAM)
+		fd, err := to.Socket(unix.SOCK_DGRAM)
 		if err != nil {
 			return result{}, err
 		}
 		before := time.Now()
-		err = to.connect(fd)
+		err = to.Connect(fd)
 		took[i] = time.Since(before)
 		unix.Close(fd)
 		if err != nil {
@@ -145,8 +114,8 @@ func udpConnectMany(o order) (result, error) {
 // that make the clock's own cost small.
 func udpReconnect(o order) (result, error) {
 	const batch = 16
-	to := addressOf(o.To)
-	fd, err := to.socket(unix.SOCK_DGRAM)
+	to := raw.AddressOf(o.To)
+	fd, err := to.Socket(unix.SOCK_DGRAM)
 	if err != nil {
 		return result{}, err
 	}
@@ -155,7 +124,7 @@ func udpReconnect(o order) (result, error) {
 	for i := range took {
 		begin := time.Now()
 		for range batch {
-			if err := to.connect(fd); err != nil {
+			if err := to.Connect(fd); err != nil {
 				return result{}, err
 			}
 		}
@@ -167,7 +136,7 @@ func udpReconnect(o order) (result, error) {
 
 // exchangeMany measures round trips of one byte on an established connection.
 func exchangeMany(o order) (result, error) {
-	fd, err := addressOf(o.To).dialTCP()
+	fd, err := raw.AddressOf(o.To).DialTCP()
 	if err != nil {
 		return result{}, err
 	}
@@ -176,9 +145,9 @@ func exchangeMany(o order) (result, error) {
 	b, took := make([]byte, 1), make([]time.Duration, 0, o.N)
 	for i := range o.N + warm {
 		begin := time.Now()
-		err := transfer(unix.SYS_WRITE, fd, b)
+		err := raw.Transfer(unix.SYS_WRITE, fd, b)
 		if err == nil {
-			err = transfer(unix.SYS_READ, fd, b)
+			err = raw.Transfer(unix.SYS_READ, fd, b)
 		}
 		if err != nil {
 			return result{}, err
@@ -198,7 +167,7 @@ func stream(o order) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	fd, err := addressOf(o.To).dialTCP()
+	fd, err := raw.AddressOf(o.To).DialTCP()
 	if err != nil {
 		return result{}, err
 	}
@@ -206,7 +175,7 @@ func stream(o order) (result, error) {
 	b := make([]byte, 1<<17)
 	send := func(d time.Duration) (bytes float64, err error) {
 		for begin := time.Now(); err == nil && time.Since(begin) < d; bytes += float64(len(b)) {
-			err = transfer(unix.SYS_WRITE, fd, b)
+			err = raw.Transfer(unix.SYS_WRITE, fd, b)
 		}
 		return bytes, err
 	}

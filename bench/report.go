@@ -9,29 +9,19 @@ import (
 	"strconv"
 	"text/tabwriter"
 
-	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/bench/internal/stats"
+	results "github.com/lbproxy/lbproxy/bench/result"
 )
 
-// row is one line of the table: a series of blocks, most often against a baseline
-// that was measured in the same blocks.
-type row struct {
-	Group  string    `json:"group"`
-	Name   string    `json:"name"`
-	Unit   string    `json:"unit"` // of Values and Base
-	Values []float64 `json:"values"`
-	Base   []float64 `json:"base,omitempty"`
-	How    string    `json:"how"` // what Result is of: value, difference, ratio, inverse
-	Result estimate  `json:"result"`
-	Target string    `json:"target,omitempty"`
-	Met    string    `json:"met,omitempty"` // yes, no, or open: the interval contains the limit
-}
+// row is one line of the table.
+type row = results.Row
 
 // The ways to compare.
 const (
-	asValue      = "value"
-	asDifference = "difference" // value - base
-	asRatio      = "ratio"      // value / base
-	asInverse    = "inverse"    // base / value: for times, so that 1 is as good as base
+	asValue      = results.AsValue
+	asDifference = results.AsDifference
+	asRatio      = results.AsRatio
+	asInverse    = results.AsInverse
 )
 
 // limit is a target for a row's result.
@@ -50,13 +40,13 @@ func newRow(group, name, unit, how string, values, base []float64, lim *limit) r
 	r := row{Group: group, Name: name, Unit: unit, How: how, Values: values, Base: base}
 	switch how {
 	case asDifference:
-		r.Result = estimateOf(pairs(values, base, difference))
+		r.Result = stats.EstimateOf(stats.Pairs(values, base, stats.Difference))
 	case asRatio:
-		r.Result = estimateOf(pairs(values, base, ratio))
+		r.Result = stats.EstimateOf(stats.Pairs(values, base, stats.Ratio))
 	case asInverse:
-		r.Result = estimateOf(pairs(base, values, ratio))
+		r.Result = stats.EstimateOf(stats.Pairs(base, values, stats.Ratio))
 	default:
-		r.Result = estimateOf(values)
+		r.Result = stats.EstimateOf(values)
 	}
 	if lim != nil {
 		r.Target, r.Met = lim.text, lim.judge(r.Result)
@@ -64,7 +54,7 @@ func newRow(group, name, unit, how string, values, base []float64, lim *limit) r
 	return r
 }
 
-func (l *limit) judge(e estimate) string {
+func (l *limit) judge(e stats.Estimate) string {
 	best, worst := e.Low, e.High
 	if !l.atMost {
 		best, worst = e.High, e.Low
@@ -94,34 +84,29 @@ func number(x float64) string {
 	return strconv.FormatFloat(x, 'f', 3, 64)
 }
 
-// report is everything of one run.
-type report struct {
-	Machine   observe.Machine `json:"machine"`
-	Benchtime string          `json:"benchtime"`
-	Rows      []row           `json:"rows"`
-}
-
-func (r *report) print(w io.Writer) error {
+// printRows writes the table of a run's rows.
+func printRows(w io.Writer, r *results.File) error {
 	m := r.Machine
 	fmt.Fprintf(w, "\n%s\nLinux %s, %d x %s, %s, TCP %s, BPF JIT %s (hardening %s)\nload average before: %s, after: %s\n",
 		m.Time.Format("2006-01-02 15:04 UTC"), m.Kernel, m.CPUs, m.CPU, m.Go, m.Congestion, m.Jit, m.Harden,
 		m.LoadBefore, m.LoadAfter)
 	fmt.Fprint(w, "Medians over blocks; result is the median of what each block gives against the\n"+
 		"baseline measured in the same block, with a 95 % bootstrap interval and all blocks' range.\n\n")
-	if r.Benchtime == "1x" {
-		fmt.Fprint(w, "BENCHTIME=1x: this only shows that everything runs; the numbers say nothing.\n\n")
+	if r.Quick {
+		fmt.Fprint(w, "A quick run: this only shows that everything runs; the numbers say nothing.\n\n")
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "what\tmedian\tbaseline\tunit\t\tresult\t95 % interval\trange\tn\ttarget\tmet\t")
+	fmt.Fprintln(tw, "what\tmedian\tbaseline\tunit\ttimes\t\tresult\t95 % interval\trange\tn\ttarget\tmet\t")
 	group := ""
 	for _, row := range r.Rows {
 		if row.Group != group {
 			group = row.Group
-			fmt.Fprintf(tw, "-- %s\t\t\t\t\t\t\t\t\t\t\t\n", group)
+			fmt.Fprintf(tw, "-- %s\t\t\t\t\t\t\t\t\t\t\t\t\n", group)
 		}
 		e := row.Result
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s .. %s\t%s .. %s\t%d\t%s\t%s\t\n",
-			row.Name, number(median(row.Values)), number(median(row.Base)), row.Unit, sign(row.How), number(e.Median),
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s .. %s\t%s .. %s\t%d\t%s\t%s\t\n",
+			row.Name, number(stats.Median(row.Values)), number(stats.Median(row.Base)), row.Unit,
+			number(stats.Median(stats.Pairs(row.Values, row.Base, stats.Ratio))), sign(row.How), number(e.Median),
 			number(e.Low), number(e.High), number(e.Smallest), number(e.Largest), e.N, row.Target, row.Met)
 	}
 	if err := tw.Flush(); err != nil {
@@ -133,9 +118,4 @@ func (r *report) print(w io.Writer) error {
 
 func sign(how string) string {
 	return map[string]string{asDifference: "-", asRatio: "/", asInverse: `\`}[how]
-}
-
-// save writes the raw values too.
-func (r *report) save(path string) error {
-	return observe.Save(path, r)
 }

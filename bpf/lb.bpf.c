@@ -54,20 +54,27 @@ static __always_inline bool masquerades(const struct packet *pkt, const struct f
 	       addr_equal(&pkt->t.saddr, &c->addr);
 }
 
+/* Says whether a packet may be the first of a connection, as any datagram may. */
+static __always_inline bool may_begin(const struct packet *pkt)
+{
+	return pkt->t.proto == IPPROTO_UDP || (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /*
- * A client may use one port for a VIP and for one of its backends directly: then
- * the backend could not tell the two apart, and neither could we its replies.
- * Says if a packet starts such a direct connection.
+ * A client may use one port for a VIP and for one of its backends directly, at a time or,
+ * of UDP, while we remember the one after its end: then the backend could not tell the
+ * two apart, and neither could we its replies. Says if a packet starts such a direct
+ * connection.
  */
 static __noinline bool collides(const struct packet *pkt)
 {
 	struct tuple reply = tuple_inverse(&pkt->t, HOOK_EGRESS);
 	struct conn *c;
 
-	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	if (!may_begin(pkt))
 		return false;
 	c = bpf_map_lookup_elem(&conns, &reply);
-	return c && !(c->flags & CONN_WATCH);
+	return c && !(c->flags & (CONN_WATCH | CONN_SNAT));
 }
 
 /* Says whether a packet is from a pod. */
@@ -113,7 +120,7 @@ static __always_inline int ingress_choose(struct __sk_buff *skb, const struct pa
  */
 static __noinline bool unknown_port(const struct packet *pkt)
 {
-	if (pkt->t.proto != IPPROTO_UDP && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	if (!may_begin(pkt))
 		return false;
 	if (!is_cluster_ip(&pkt->t.daddr))
 		return false;
@@ -127,8 +134,7 @@ static __noinline bool unknown_port(const struct packet *pkt)
  */
 static __always_inline bool is_translated(const struct packet *pkt)
 {
-	return pkt->t.proto != IPPROTO_UDP && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
-	       is_known(pkt->v4, KNOWN_TRANSLATED);
+	return !may_begin(pkt) && is_known(pkt->v4, KNOWN_TRANSLATED);
 }
 
 /*

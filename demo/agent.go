@@ -21,7 +21,7 @@ import (
 
 const (
 	healthAddr   = "127.0.0.1:10256"
-	readyTimeout = 30 * time.Second
+	readyTimeout = 2 * time.Minute
 	pollInterval = 10 * time.Millisecond
 )
 

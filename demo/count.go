@@ -16,7 +16,7 @@ import (
 )
 
 // countTimeout bounds the wait for the last FINs to be counted.
-const countTimeout = 2 * time.Second
+const countTimeout = 20 * time.Second
 
 // counts are TCP connections: made by the demo's clients, or counted in the
 // kernel. Of UDP nobody can tell how many: a client whose port comes again goes

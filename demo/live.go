@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	changeTimeout = 5 * time.Second
+	changeTimeout = 30 * time.Second
 	quietDials    = 60 // without an answer from a removed backend: it is out
 )
 

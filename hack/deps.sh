@@ -42,6 +42,17 @@ for target in "$@"; do
 		need runc runc
 		need iptables iptables
 		;;
+	cluster-up)
+		need runc runc
+		need /usr/lib/cni/ptp containernetworking-plugins
+		need debootstrap debootstrap
+		need iptables iptables
+		need nft nftables
+		need conntrack conntrack
+		need openssl openssl
+		need jq jq
+		need pgrep procps
+		;;
 	image-lock) # checks the archive's signature
 		need gpgv gpgv
 		need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
@@ -57,6 +68,14 @@ for target in "$@"; do
 		need nft nftables
 		need iptables iptables
 		need ip6tables-restore iptables
+		;;
+	bench-scenarios) # and the peers
+		need nft nftables
+		need iptables iptables
+		need ip6tables-restore iptables
+		need nginx nginx-light
+		need /usr/lib/nginx/modules/ngx_stream_module.so libnginx-mod-stream
+		need haproxy haproxy
 		;;
 	generate)
 		need clang-19 clang-19
@@ -96,8 +115,8 @@ command -v apt-get >/dev/null || fail "this machine has no apt-get"
 
 export DEBIAN_FRONTEND=noninteractive
 echo "deps: $*: apt-get update" >&2
-apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null >&2 || fail "apt-get update failed"
+apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update </dev/null >&2 || fail "apt-get update failed"
 if [[ ${#wanted[@]} -gt 0 ]]; then
 	echo "deps: $*: ${install[*]}" >&2
-	"${install[@]}" -q -o DPkg::Lock::Timeout=300 </dev/null >&2 || fail "apt-get install failed"
+	"${install[@]}" -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 </dev/null >&2 || fail "apt-get install failed"
 fi

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lbproxy/lbproxy/bench/internal/node"
 )
 
 // Places without a proxy, where endpoints are dialed instead of Services. In one of them
@@ -27,20 +29,20 @@ const (
 func rivals(lbproxy, kubeProxy string, quick bool) []arm {
 	const short, long = 15 * time.Millisecond, 1100 * time.Millisecond
 	own := func(name, backend string) arm {
-		return arm{name: name, path: lbproxy, dataplane: ruled, backend: backend, pause: short}
+		return arm{node.Proxy{Path: lbproxy, Dataplane: ruled, Backend: backend}, name, short}
 	}
 	other := func(name, backend, minSync string, pause time.Duration) arm {
-		return arm{name: name, path: kubeProxy, mode: ruled, backend: backend, minSync: minSync, pause: pause, aided: backend == nft}
+		return arm{node.Proxy{Path: kubeProxy, Mode: ruled, Backend: backend, MinSync: minSync, Aided: backend == node.NFT}, name, pause}
 	}
 	all := []arm{
-		own("lbproxy iptables-nft", nft), other("iptables-nft 0s", nft, "0s", short),
-		own("lbproxy iptables-legacy", legacyBackend), other("iptables-legacy 0s", legacyBackend, "0s", short),
+		own("lbproxy iptables-nft", node.NFT), other("iptables-nft 0s", node.NFT, "0s", short),
+		own("lbproxy iptables-legacy", node.Legacy), other("iptables-legacy 0s", node.Legacy, "0s", short),
 	}
 	if !quick {
 		all = append(all,
-			other("iptables-nft 1s", nft, "1s", long), other("iptables-legacy 1s", legacyBackend, "1s", long),
-			arm{name: "lbproxy", path: lbproxy, dataplane: "ebpf", pause: short},
-			arm{name: "nftables 1s", path: kubeProxy, mode: "nftables", minSync: "1s", pause: long})
+			other("iptables-nft 1s", node.NFT, "1s", long), other("iptables-legacy 1s", node.Legacy, "1s", long),
+			arm{node.Proxy{Path: lbproxy, Dataplane: "ebpf"}, "lbproxy", short},
+			arm{node.Proxy{Path: kubeProxy, Mode: "nftables", MinSync: "1s"}, "nftables 1s", long})
 	}
 	return all
 }
@@ -72,7 +74,7 @@ func (b *bench) beside(ctx context.Context, arms []arm) (err error) {
 	for round := range b.starts {
 		for _, a := range c.turn(round) {
 			last := round == b.starts-1
-			if !last && a.minSync != "" && a.minSync != "0s" {
+			if !last && a.MinSync != "" && a.MinSync != "0s" {
 				continue // a start does not depend on it
 			}
 			if err := c.start(ctx, a, last); err != nil {
@@ -170,7 +172,7 @@ func (c *contest) start(ctx context.Context, a arm, stay bool) error {
 	} else if c.dials[a.name], err = newDialer(s.place, false); err != nil {
 		return c.drop(ctx, a, err)
 	}
-	return sleep(ctx, c.settle) // the kernel cleans up after what ended
+	return node.Sleep(ctx, c.settle) // the kernel cleans up after what ended
 }
 
 // bare makes the places without a proxy.

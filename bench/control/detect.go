@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/lbproxy/lbproxy/bench/internal/node"
 	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
@@ -48,7 +49,7 @@ type word struct {
 }
 
 func pinned(p *place, name string) (*ebpf.Map, error) {
-	dirs, err := filepath.Glob(filepath.Join(p.lab.BPFFS(), "lbproxy", "v*", "maps", name))
+	dirs, err := filepath.Glob(filepath.Join(p.Lab.BPFFS(), "lbproxy", "v*", "maps", name))
 	if err != nil || len(dirs) != 1 {
 		return nil, fmt.Errorf("map %s: %d pins: %w", name, len(dirs), err)
 	}
@@ -66,7 +67,7 @@ func newPoolWords(p *place) (*poolWords, error) {
 	name := make([]byte, names.ValueSize())
 	for it := names.Iterate(); it.Next(&id, &name); {
 		var i int
-		if _, err := fmt.Sscanf(string(name), namespace+"/svc-%d:", &i); err != nil {
+		if _, err := fmt.Sscanf(string(name), node.Namespace+"/svc-%d:", &i); err != nil {
 			return nil, fmt.Errorf("service name %q: %w", bytes.TrimRight(name, "\x00"), err)
 		}
 		d.ids[i] = id
@@ -143,7 +144,7 @@ const (
 
 func newNetfilter(p *place) (*netfilter, error) {
 	d := &netfilter{done: make(chan struct{}), pending: map[netip.Addr]bool{}, got: map[netip.Addr]time.Time{}}
-	err := p.lab.Host(lab.Node).Do(func() (err error) {
+	err := p.Lab.Host(lab.Node).Do(func() (err error) {
 		d.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 		return err
 	})

@@ -56,7 +56,7 @@ type dialer struct {
 
 func newDialer(p *place, bare bool) (*dialer, error) {
 	d := &dialer{place: p, bare: bare, rng: rand.New(rand.NewPCG(3, 4)), tcp: -1, udp: -1}
-	err := p.lab.Host(serverPod).Do(func() (err error) {
+	err := p.Lab.Host(serverPod).Do(func() (err error) {
 		if d.tcp, err = listener(unix.SOCK_STREAM); err != nil {
 			return err
 		}
@@ -117,7 +117,7 @@ func (d *dialer) sockets(x exchange, n int) (fds []int, err error) {
 	if x.udp {
 		kind = unix.SOCK_DGRAM
 	}
-	err = d.place.lab.Host(x.from).Do(func() error {
+	err = d.place.Lab.Host(x.from).Do(func() error {
 		for range n {
 			fd, err := socket(kind)
 			if err != nil {

@@ -17,6 +17,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lbproxy/lbproxy/bench/internal/node"
 )
 
 // The floor is a program in Go that reads the watch of EndpointSlices and does
@@ -107,26 +109,26 @@ func newFloor(ctx context.Context, w *world) (_ *site, err error) {
 	s := newSite(arm{name: floorName, pause: 15 * time.Millisecond}, p)
 	defer func() {
 		if err != nil {
-			err = errors.Join(p.explain(fmt.Errorf("%s: %w", floorName, err)), s.close())
+			err = errors.Join(p.Explain(fmt.Errorf("%s: %w", floorName, err)), s.close())
 		}
 	}()
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	path := filepath.Join(p.lab.Dir(), "word")
+	path := filepath.Join(p.Lab.Dir(), "word")
 	d := &counted{}
 	if d.word, err = mapWord(path); err != nil {
 		return nil, err
 	}
-	if err := p.start(ctx, []string{envFloor + "=" + p.url, envWord + "=" + path}, exe); err != nil {
+	if err := p.Start(ctx, []string{envFloor + "=" + p.URL, envWord + "=" + path}, exe); err != nil {
 		return nil, err
 	}
 	all := uint64(1) // the bookmark
 	for _, slices := range w.slices {
 		all += uint64(len(slices))
 	}
-	if err := await(ctx, 20*time.Second, poll, func() (bool, error) { return atomic.LoadUint64(d.word) == all, nil }); err != nil {
+	if err := node.Await(ctx, 20*time.Second, 2*time.Millisecond, func() (bool, error) { return atomic.LoadUint64(d.word) == all, nil }); err != nil {
 		return nil, err
 	}
 	d.seen, s.detect = all, d

@@ -45,10 +45,10 @@ func newLegacy(p *place) (_ *legacy, err error) {
 	if d.watch, err = unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC); err != nil {
 		return nil, err
 	}
-	if _, err := unix.InotifyAddWatch(d.watch, p.lock(), unix.IN_CLOSE_WRITE|unix.IN_CLOSE_NOWRITE); err != nil {
+	if _, err := unix.InotifyAddWatch(d.watch, p.Lock(), unix.IN_CLOSE_WRITE|unix.IN_CLOSE_NOWRITE); err != nil {
 		return nil, err
 	}
-	return d, p.lab.Host(lab.Node).Do(func() (err error) {
+	return d, p.Lab.Host(lab.Node).Do(func() (err error) {
 		d.socket, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		return err
 	})

@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lbproxy/lbproxy/bench/internal/node"
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
 	"github.com/lbproxy/lbproxy/internal/lab"
 	"github.com/lbproxy/lbproxy/internal/lab/nested"
@@ -28,7 +29,7 @@ import (
 func main() {
 	floorMain()
 	holderMain()
-	aidMain()
+	node.AidMain()
 	lab.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -217,7 +218,7 @@ func (b *bench) together(ctx context.Context, a arm) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
-	if err := sleep(ctx, b.settle); err != nil {
+	if err := node.Sleep(ctx, b.settle); err != nil {
 		return err
 	}
 	for range b.blocks {
@@ -260,7 +261,7 @@ func (b *bench) failed(ctx context.Context, a arm, w *world, err error) error {
 func (b *bench) oneByOne(ctx context.Context, a arm) error {
 	for _, w := range b.worlds {
 		var err error
-		most, failed := b.most[a.mode]
+		most, failed := b.most[a.Mode]
 		switch left := time.Until(b.end); {
 		case failed && w.services >= most:
 			err = errTooMany
@@ -286,13 +287,13 @@ func (b *bench) one(ctx context.Context, a arm, w *world, limit time.Duration) (
 	runtime.GC()
 	s, err := cold(ctx, a, w, limit)
 	if err != nil {
-		b.most[a.mode] = w.services
+		b.most[a.Mode] = w.services
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	b.log("%s, %s: started in %.2f s", a.name, w.scale, s.results[rowStart].Of)
 	defer b.report.add(s)
-	if err := sleep(ctx, b.settle); err != nil {
+	if err := node.Sleep(ctx, b.settle); err != nil {
 		return err
 	}
 	if err := s.alone(ctx, b.changes, b.budget); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lbproxy/lbproxy/bench/internal/node"
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
 )
 
@@ -81,11 +82,11 @@ func cold(ctx context.Context, a arm, w *world, limit time.Duration) (_ *site, e
 		return nil, err
 	}
 	listed := w.api.Listed()
-	s.set(rowStart, programmed.Sub(p.began).Seconds(), "s", 0)
+	s.set(rowStart, programmed.Sub(p.Began).Seconds(), "s", 0)
 	s.set(rowCold, programmed.Sub(listed).Seconds(), "s", 0)
-	peak, err := observe.Memory(p.pid(), "status", "VmHWM")
+	peak, err := observe.Memory(p.PID(), "status", "VmHWM")
 	if err != nil {
-		return nil, p.explain(err)
+		return nil, p.Explain(err)
 	}
 	s.set(rowPeak, peak, "MB", 0)
 	s.detect, err = a.detector(p)
@@ -111,7 +112,7 @@ func (s *site) change(i int) (netip.Addr, time.Time, error) {
 // alone makes n changes, each when the one before has arrived, for at most limit.
 func (s *site) alone(ctx context.Context, n int, limit time.Duration) error {
 	for end := time.Now().Add(limit); n > 0 && time.Now().Before(end); n-- {
-		if err := sleep(ctx, s.pause); err != nil {
+		if err := node.Sleep(ctx, s.pause); err != nil {
 			return err
 		}
 		addr, begin, err := s.change(s.rng.IntN(s.place.world.services))
@@ -128,7 +129,7 @@ func (s *site) alone(ctx context.Context, n int, limit time.Duration) error {
 				break
 			}
 			if time.Since(begin) > patience {
-				return s.place.explain(fmt.Errorf("the change to %s did not arrive within %s", addr, patience))
+				return s.place.Explain(fmt.Errorf("the change to %s did not arrive within %s", addr, patience))
 			}
 			nap(s.detect.pause())
 		}
@@ -170,7 +171,7 @@ const patience = 30 * time.Second
 // storm makes rate changes per second for so long, of one Service after the other,
 // and waits for the last of them.
 func (s *site) storm(ctx context.Context, rate int, long time.Duration) error {
-	cpu, err := observe.CPU(s.place.lab)
+	cpu, err := observe.CPU(s.place.Lab)
 	if err != nil {
 		return err
 	}
@@ -197,12 +198,12 @@ func (s *site) storm(ctx context.Context, rate int, long time.Duration) error {
 		if time.Since(begin) > long+patience {
 			break
 		}
-		if err := sleep(ctx, 200*time.Microsecond); err != nil {
+		if err := node.Sleep(ctx, 200*time.Microsecond); err != nil {
 			return err
 		}
 	}
 	elapsed := time.Since(begin).Seconds()
-	after, err := observe.CPU(s.place.lab)
+	after, err := observe.CPU(s.place.Lab)
 	if err != nil {
 		return err
 	}
@@ -222,13 +223,13 @@ func (s *site) storm(ctx context.Context, rate int, long time.Duration) error {
 // memory notes how much memory the program has when nothing has happened for a
 // while.
 func (s *site) memory(ctx context.Context, settle time.Duration) error {
-	if err := sleep(ctx, settle); err != nil {
+	if err := node.Sleep(ctx, settle); err != nil {
 		return err
 	}
 	for row, field := range map[string]string{rowRSS: "VmRSS", rowAnon: "RssAnon"} {
-		mb, err := observe.Memory(s.place.pid(), "status", field)
+		mb, err := observe.Memory(s.place.PID(), "status", field)
 		if err != nil {
-			return s.place.explain(err)
+			return s.place.Explain(err)
 		}
 		s.set(row, mb, "MB", 0)
 	}
@@ -241,19 +242,19 @@ const reclaimed = 6 * time.Second
 // restart kills lbproxy when it has nothing to do, and starts it over what it left
 // in the kernel.
 func (s *site) restart(ctx context.Context, limit time.Duration) error {
-	if err := sleep(ctx, reclaimed); err != nil {
+	if err := node.Sleep(ctx, reclaimed); err != nil {
 		return err
 	}
-	s.place.kill()
+	s.place.Kill()
 	programmed, err := s.launch(ctx, s.place, limit)
 	if err != nil {
 		return err
 	}
-	s.set(rowRestart, programmed.Sub(s.place.began).Seconds(), "s", 0)
+	s.set(rowRestart, programmed.Sub(s.place.Began).Seconds(), "s", 0)
 	if s.place.world.huge() {
 		return nil // a scrape would be of more than a million numbers
 	}
-	m, err := s.place.metrics()
+	m, err := s.place.Metrics()
 	if err != nil {
 		return err
 	}

@@ -41,10 +41,10 @@ func (w *world) pods() []lab.PodSpec {
 // serve leads the addresses of endpoints to the pod that has them.
 func (p *place) serve() error {
 	for _, dst := range endpoints {
-		if err := p.lab.Host(serverPod).AddRange(dst); err != nil {
+		if err := p.Lab.Host(serverPod).AddRange(dst); err != nil {
 			return err
 		}
-		if err := p.lab.Host(lab.Outside).Route(dst, lab.NodeAddr4); err != nil {
+		if err := p.Lab.Host(lab.Outside).Route(dst, lab.NodeAddr4); err != nil {
 			return err
 		}
 	}
@@ -53,7 +53,7 @@ func (p *place) serve() error {
 
 // track gives the node a rule in table nat that nothing matches.
 func (p *place) track(ctx context.Context) error {
-	node := p.lab.Host(lab.Node)
+	node := p.Lab.Host(lab.Node)
 	cmd := node.Command(ctx, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "192.0.2.1",
 		"-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT") // the match is what makes the kernel track
 	if err := node.Start(cmd); err != nil {

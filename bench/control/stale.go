@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/lbproxy/lbproxy/bench/internal/node"
 )
 
 // envHolder makes this process one that holds a connected UDP socket, see holder.
@@ -69,7 +71,7 @@ func (p *place) hold(ctx context.Context) (all []*held, err error) {
 		return nil, fmt.Errorf("holder: %w", err)
 	}
 	for i := range p.world.holders {
-		host := p.lab.Host(holderName(i))
+		host := p.Lab.Host(holderName(i))
 		h := &held{name: host.Name, cmd: host.Command(ctx, exe)}
 		h.cmd.Env = append(os.Environ(), envHolder+"=1")
 		h.cmd.Stderr = os.Stderr
@@ -155,7 +157,7 @@ func (b *bench) destroy(ctx context.Context, a arm) (err error) {
 	for range b.removals {
 		ms, err := s.removal(ctx, all)
 		if err != nil {
-			return s.place.explain(err)
+			return s.place.Explain(err)
 		}
 		took = append(took, ms...)
 	}
@@ -176,7 +178,7 @@ func (s *site) removal(ctx context.Context, all []*held) (took []float64, err er
 			return nil, err
 		}
 	}
-	if err := sleep(ctx, s.pause); err != nil {
+	if err := node.Sleep(ctx, s.pause); err != nil {
 		return nil, err
 	}
 	_, begin, err := s.change(i)

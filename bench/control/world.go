@@ -8,17 +8,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lbproxy/lbproxy/bench/control/fakeapi"
-	"github.com/lbproxy/lbproxy/internal/lab"
+	"github.com/lbproxy/lbproxy/bench/internal/node"
 )
 
-const (
-	namespace   = "bench"
-	portName    = "http"
-	maxPerSlice = 100 // endpoints, as kube-controller-manager makes them
-)
+const maxPerSlice = 100 // endpoints of a slice, as kube-controller-manager makes them
 
 // Ranges of addresses. Nobody dials one of them where the world is not served.
 var (
@@ -50,12 +45,7 @@ type world struct {
 	fresh   netip.Addr                   // of the next new pod
 }
 
-// plus returns the address n after a.
-func plus(a netip.Addr, n int) netip.Addr {
-	b := a.As4()
-	n += int(b[0])<<24 | int(b[1])<<16 | int(b[2])<<8 | int(b[3])
-	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
-}
+func plus(a netip.Addr, n int) netip.Addr { return node.Plus(a, n) }
 
 func ptr[T any](v T) *T { return &v }
 
@@ -67,7 +57,7 @@ func newWorld(s scale, served bool) (*world, error) {
 // fill makes the objects.
 func (w *world) fill() error {
 	w.api, w.fresh = fakeapi.New(), firstNew
-	objects := []fakeapi.Object{ownNode()}
+	objects := []fakeapi.Object{node.Own()}
 	for i := range w.services {
 		objects = append(objects, newService(i, w.protocol(i)))
 		w.slices = append(w.slices, newSlices(i, w.endpoints, w.protocol(i)))
@@ -106,20 +96,9 @@ func (w *world) protocol(i int) corev1.Protocol {
 
 func serviceName(i int) string { return fmt.Sprintf("svc-%d", i) }
 
+// newService has no frontend but its cluster IP.
 func newService(i int, proto corev1.Protocol) *corev1.Service {
-	vip := plus(firstVIP, i).String()
-	return &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: serviceName(i)},
-		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeClusterIP, ClusterIP: vip, ClusterIPs: []string{vip},
-			IPFamilies:            []corev1.IPFamily{corev1.IPv4Protocol},
-			IPFamilyPolicy:        ptr(corev1.IPFamilyPolicySingleStack),
-			InternalTrafficPolicy: ptr(corev1.ServiceInternalTrafficPolicyCluster),
-			SessionAffinity:       corev1.ServiceAffinityNone,
-			Selector:              map[string]string{"app": serviceName(i)},
-			Ports:                 []corev1.ServicePort{{Name: portName, Protocol: proto, Port: servicePort}},
-		},
-	}
+	return node.Service(serviceName(i), plus(firstVIP, i), node.Port{Proto: proto, Frontend: servicePort})
 }
 
 // newSlices has the endpoints of Service i, at most maxPerSlice in each.
@@ -127,46 +106,16 @@ func newSlices(i, endpoints int, proto corev1.Protocol) []*discovery.EndpointSli
 	var slices []*discovery.EndpointSlice
 	for n := range endpoints {
 		if n%maxPerSlice == 0 {
-			slices = append(slices, &discovery.EndpointSlice{
-				ObjectMeta: metav1.ObjectMeta{
-					Namespace: namespace, Name: fmt.Sprintf("%s-%d", serviceName(i), len(slices)),
-					Labels: map[string]string{
-						discovery.LabelServiceName: serviceName(i),
-						discovery.LabelManagedBy:   "endpointslice-controller.k8s.io",
-					},
-				},
-				AddressType: discovery.AddressTypeIPv4,
-				Ports: []discovery.EndpointPort{{
-					Name: ptr(portName), Protocol: ptr(proto), Port: ptr(int32(endpointPort)),
-				}},
-			})
+			slices = append(slices, node.Slice(serviceName(i), len(slices), node.Port{Proto: proto, Backend: endpointPort}))
 		}
 		sl := slices[len(slices)-1]
 		id := i*endpoints + n
-		sl.Endpoints = append(sl.Endpoints, discovery.Endpoint{
-			Addresses:  []string{plus(firstPod, id).String()},
-			NodeName:   ptr(fmt.Sprintf("node-%d", id%1000)),
-			Zone:       ptr(fmt.Sprintf("zone-%d", id%3)),
-			Conditions: discovery.EndpointConditions{Ready: ptr(true), Serving: ptr(true), Terminating: ptr(false)},
-			TargetRef: &corev1.ObjectReference{
-				Kind: "Pod", Namespace: namespace, Name: fmt.Sprintf("%s-%05d", serviceName(i), n),
-			},
-		})
+		e := node.Endpoint(plus(firstPod, id), fmt.Sprintf("node-%d", id%1000))
+		e.Zone = ptr(fmt.Sprintf("zone-%d", id%3))
+		e.TargetRef = &corev1.ObjectReference{
+			Kind: "Pod", Namespace: node.Namespace, Name: fmt.Sprintf("%s-%05d", serviceName(i), n),
+		}
+		sl.Endpoints = append(sl.Endpoints, e)
 	}
 	return slices
-}
-
-// ownNode is the Node on which everything runs.
-func ownNode() *corev1.Node {
-	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{
-			Name: lab.Node, Labels: map[string]string{corev1.LabelTopologyZone: "zone-0", corev1.LabelHostname: lab.Node},
-		},
-		Spec: corev1.NodeSpec{PodCIDR: lab.NodePods4.String(), PodCIDRs: []string{lab.NodePods4.String()}},
-		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
-			{Type: corev1.NodeInternalIP, Address: lab.NodeAddr4.String()},
-			{Type: corev1.NodeInternalIP, Address: lab.NodeAddr6.String()},
-			{Type: corev1.NodeHostName, Address: lab.Node},
-		}},
-	}
 }

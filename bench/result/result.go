@@ -13,6 +13,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"github.com/lbproxy/lbproxy/bench/internal/observe"
+	"github.com/lbproxy/lbproxy/bench/internal/stats"
 )
 
 // File is everything of one run.
@@ -25,6 +26,7 @@ type File struct {
 	Warnings  []string          `json:"warnings,omitempty"` // sentences, such as that two direct halves differ
 	Scenarios []Scenario        `json:"scenarios,omitempty"`
 	Scales    []Scale           `json:"scales,omitempty"`
+	Rows      []Row             `json:"rows,omitempty"`
 }
 
 // Scenario is one scenario file, run with several arms.
@@ -50,6 +52,7 @@ type Arm struct {
 	Name      string  `json:"name"`      // direct, lbproxy-ebpf, lbproxy-iptables, kube-proxy-iptables, kube-proxy-nftables, nginx, haproxy, simulator
 	Algorithm string  `json:"algorithm"` // as the proxy calls it; empty for direct
 	Blocks    []Block `json:"blocks"`
+	Note      string  `json:"note,omitempty"` // of the simulator: why its model does not apply
 }
 
 // Label names an arm in tables and plots.
@@ -62,6 +65,9 @@ func (a *Arm) Label() string {
 
 // Block is one measurement of one arm.
 type Block struct {
+	// Seconds is how long it was. Where client and server share a processor and go as
+	// fast as they can, it is the processor time that the path used, so that Requests or
+	// Bytes over Seconds is a rate per processor, whoever else wants the processor.
 	Seconds  float64        `json:"seconds"`
 	Requests uint64         `json:"requests"` // that were meant to begin
 	Failed   map[string]int `json:"failed"`   // by kind: refused, reset, timeout, ...
@@ -121,6 +127,28 @@ type Point struct {
 	X      float64   `json:"x"`
 	Values []float64 `json:"values"`
 }
+
+// Row is a series of blocks outside of scenarios, most often against a baseline that was
+// measured in the same blocks.
+type Row struct {
+	Group  string         `json:"group"`
+	Name   string         `json:"name"`
+	Unit   string         `json:"unit"` // of Values and Base
+	Values []float64      `json:"values"`
+	Base   []float64      `json:"base,omitempty"`
+	How    string         `json:"how"` // what Result is of: one of the constants below
+	Result stats.Estimate `json:"result"`
+	Target string         `json:"target,omitempty"`
+	Met    string         `json:"met,omitempty"` // yes, no, or open: the interval contains the limit
+}
+
+// The ways to compare a Row's values with its baseline.
+const (
+	AsValue      = "value"
+	AsDifference = "difference" // value - base
+	AsRatio      = "ratio"      // value / base
+	AsInverse    = "inverse"    // base / value: for times, so that 1 is as good as base
+)
 
 // Histogram holds nanoseconds, 1 us to 10 min, with three significant digits.
 type Histogram struct{ *hdrhistogram.Histogram }

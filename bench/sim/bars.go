@@ -9,6 +9,9 @@ import (
 	"html"
 	"math"
 	"time"
+
+	"github.com/lbproxy/lbproxy/bench/internal/plot"
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 )
 
 // bar is what a picture of bars shows of one algorithm.
@@ -26,7 +29,7 @@ type barChart struct {
 }
 
 // chartOf takes the first case of a report.
-func chartOf(rep *Report) barChart {
+func chartOf(rep *sim.Report) barChart {
 	first := rep.Results[0]
 	c := barChart{Title: rep.Scenario.About, Load: first.Load}
 	c.About = fmt.Sprintf("99th percentile of the response time at load %g, simulated: %d requests for each algorithm", first.Load, rep.Scenario.Requests)
@@ -56,25 +59,25 @@ func (c barChart) draw() []byte {
 	for _, b := range c.Bars {
 		low, high = min(low, b.P99), max(high, b.P99)
 	}
-	x := axis{log: true, low: math.Pow(10, math.Floor(math.Log10(low))), high: math.Pow(10, math.Ceil(math.Log10(high))), from: barsLeft, to: barsWidth - 110}
+	x := plot.Axis{Log: true, Low: math.Pow(10, math.Floor(math.Log10(low))), High: math.Pow(10, math.Ceil(math.Log10(high))), From: barsLeft, To: barsWidth - 110}
 	height := barsTop + barStep*len(c.Bars) + 34
 	bottom := height - 30
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="sans-serif" font-size="13" role="img">`+"\n", barsWidth, height, barsWidth, height)
 	fmt.Fprintf(&b, "<title>%s</title>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#ffffff\"/>\n", html.EscapeString(c.Title))
 	fmt.Fprintf(&b, `<text x="16" y="24" font-size="15" font-weight="bold">%s</text><text x="16" y="44" fill="#555">%s</text>`+"\n", html.EscapeString(c.Title), html.EscapeString(c.About))
-	for _, v := range x.ticks() {
-		p := x.pixel(v)
+	for _, v := range x.Ticks() {
+		p := x.Pixel(v)
 		fmt.Fprintf(&b, `<path d="M%.1f %dV%d" stroke="#ddd"/><text x="%.1f" y="%d" text-anchor="middle" fill="#555">%s</text>`+"\n", p, barsTop-6, bottom, p, bottom+16, milliseconds(v))
 	}
 	for i, a := range c.Bars {
 		y := barsTop + i*barStep
-		colour := colours[0]
+		colour := plot.Colours[0]
 		if len(a.Algorithm) > 7 && a.Algorithm[:7] == "oracle-" {
-			colour = "#999999"
+			colour = plot.Colours[plot.Plain]
 		}
 		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text><rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/><text x="%.1f" y="%d">%s</text>`+"\n",
-			barsLeft-8, y+16, html.EscapeString(a.Algorithm), barsLeft, y, x.pixel(a.P99)-barsLeft, barHeight, colour, x.pixel(a.P99)+6, y+16, milliseconds(a.P99))
+			barsLeft-8, y+16, html.EscapeString(a.Algorithm), barsLeft, y, x.Pixel(a.P99)-barsLeft, barHeight, colour, x.Pixel(a.P99)+6, y+16, milliseconds(a.P99))
 	}
 	b.WriteString("</svg>\n")
 	return b.Bytes()

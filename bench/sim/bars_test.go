@@ -26,6 +26,6 @@ func TestBars(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(c.Bars) < 5 || !bytes.Equal(picture, c.draw()) {
-		t.Errorf("docs/img/two-slow-of-16.svg is not what its figures look like: go run ./bench/sim -scenario bench/sim/scenarios/two-slow-of-16.yaml -bars docs/img/two-slow-of-16")
+		t.Errorf("docs/img/two-slow-of-16.svg is not what its figures look like: go run ./bench/sim -scenario bench/scenarios/two-slow-of-16.yaml -bars docs/img/two-slow-of-16")
 	}
 }

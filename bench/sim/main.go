@@ -3,7 +3,7 @@
 // The simulator runs the algorithms of internal/algo against servers with queues,
 // event by event: see docs/SIMULATOR.md.
 //
-//	go run ./bench/sim -scenario bench/sim/scenarios/equal.yaml
+//	go run ./bench/sim -scenario bench/scenarios/equal.yaml
 package main
 
 import (
@@ -15,6 +15,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 )
 
 func main() {
@@ -48,11 +50,11 @@ func command(args []string, out io.Writer) error {
 	if *file == "" || fs.NArg() > 0 || *shrink < 1 {
 		return errors.New("want -scenario FILE, -shrink of 1 or more and nothing else; see -help")
 	}
-	sc, err := readScenario(*file)
+	sc, err := sim.Read(*file)
 	if err != nil {
 		return err
 	}
-	sc.shrink(*shrink)
+	sc.Shrink(*shrink)
 	if *seed != 0 {
 		sc.Seed = *seed
 	}
@@ -63,10 +65,12 @@ func command(args []string, out io.Writer) error {
 		}
 		defer stop()
 	}
-	rep, err := simulateAll(sc, *engineName, out)
+	fmt.Fprintf(out, "%s: %s\n", sc.Name, sc.About)
+	rep, err := sim.All(sc, *engineName, func(results []*sim.Result) { writeTable(out, results) })
 	if err != nil {
 		return err
 	}
+	writeVerdicts(out, rep.Verdicts)
 	if err := errors.Join(writeFiles(rep, *jsonFile, *svgDir), writeBars(rep, *barsFile)); err != nil {
 		return err
 	}
@@ -78,36 +82,8 @@ func command(args []string, out io.Writer) error {
 	return nil
 }
 
-// simulateAll runs every case with every algorithm and prints the tables.
-func simulateAll(sc *Scenario, engineName string, out io.Writer) (*Report, error) {
-	engine, err := newEngine(engineName)
-	if err != nil {
-		return nil, err
-	}
-	defer engine.Close()
-	rep := &Report{Scenario: sc, Engine: engineName}
-	fmt.Fprintf(out, "%s: %s\n", sc.Name, sc.About)
-	for _, load := range sc.Load {
-		for _, nodes := range sc.Nodes {
-			var results []*Result
-			for i := range sc.Algorithms {
-				res, err := simulateCase(sc, &sc.Algorithms[i], load, nodes, engine)
-				if err != nil {
-					return nil, fmt.Errorf("scenario %s, load %g, nodes %d: %w", sc.Name, load, nodes, err)
-				}
-				results = append(results, res)
-			}
-			writeTable(out, results)
-			rep.Results = append(rep.Results, results...)
-		}
-	}
-	rep.Verdicts = verdicts(sc, rep.Results)
-	writeVerdicts(out, rep.Verdicts)
-	return rep, nil
-}
-
 // writeBars writes a picture and what it is drawn from, if it has a name.
-func writeBars(rep *Report, name string) error {
+func writeBars(rep *sim.Report, name string) error {
 	if name == "" {
 		return nil
 	}
@@ -119,7 +95,7 @@ func writeBars(rep *Report, name string) error {
 	return errors.Join(os.WriteFile(name+".json", text, 0o644), os.WriteFile(name+".svg", c.draw(), 0o644))
 }
 
-func writeFiles(rep *Report, jsonFile, svgDir string) error {
+func writeFiles(rep *sim.Report, jsonFile, svgDir string) error {
 	if jsonFile != "" {
 		data, err := json.MarshalIndent(rep, "", "  ")
 		if err != nil {

@@ -7,10 +7,12 @@ import (
 	"io"
 	"strconv"
 	"text/tabwriter"
+
+	"github.com/lbproxy/lbproxy/bench/internal/sim"
 )
 
 // writeTable prints the results of one case.
-func writeTable(out io.Writer, results []*Result) {
+func writeTable(out io.Writer, results []*sim.Result) {
 	fmt.Fprintf(out, "\nload %g, nodes %d, %d requests\n", results[0].Load, results[0].Nodes, results[0].Requests)
 	tw := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(tw, "\tmean ms\tp50\tp99\tp99.9\tlost\tmax share\tcv\tjain\tuse\tmax use\therd\tmoved\texcess\tns/req\t\n")
@@ -24,7 +26,7 @@ func writeTable(out io.Writer, results []*Result) {
 	_ = tw.Flush() // a terminal that is gone
 }
 
-func writeVerdicts(out io.Writer, vs []Verdict) {
+func writeVerdicts(out io.Writer, vs []sim.Verdict) {
 	if len(vs) > 0 {
 		fmt.Fprintln(out)
 	}

@@ -228,7 +228,7 @@ func TestRunReadsAgain(t *testing.T) {
 	go func() { done <- r.conf.run(ctx) }()
 	await := func(what, algorithm string, act func()) {
 		t.Helper()
-		for deadline := time.Now().Add(30 * time.Second); r.conf.now().Algorithm != algorithm; <-time.After(20 * time.Millisecond) {
+		for deadline := time.Now().Add(2 * time.Minute); r.conf.now().Algorithm != algorithm; <-time.After(20 * time.Millisecond) {
 			act()
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: the algorithm is %s, want %s", what, r.conf.now().Algorithm, algorithm)

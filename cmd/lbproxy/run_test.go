@@ -143,7 +143,7 @@ func startWith(t *testing.T, k kernel, args ...string) *process {
 // await returns the first record that matches.
 func (p *process) await(match func(record) bool) record {
 	p.t.Helper()
-	late := time.After(20 * time.Second)
+	late := time.After(2 * time.Minute)
 	for {
 		select {
 		case rec, open := <-p.logs:
@@ -162,7 +162,7 @@ func (p *process) await(match func(record) bool) record {
 // fetch polls url until done likes the answer.
 func fetch(t *testing.T, url string, done func(code int, body string) bool) string {
 	t.Helper()
-	late := time.After(20 * time.Second)
+	late := time.After(2 * time.Minute)
 	for {
 		resp, err := http.Get(url)
 		if err != nil {

@@ -202,7 +202,7 @@ func TestTopAtATerminal(t *testing.T) {
 	await := func(text string) {
 		t.Helper()
 		buf := make([]byte, 4096)
-		if err := keyboard.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := keyboard.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		for !strings.Contains(seen.String(), text) {

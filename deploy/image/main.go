@@ -34,6 +34,19 @@ const suite = "bookworm"
 // programPath is where lbproxy is in the image.
 const programPath = "usr/bin/lbproxy"
 
+// imagePath is where lbproxy finds iptables and nft.
+const imagePath = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+
+// labels say what the image is.
+func labels(version string) map[string]string {
+	return map[string]string{
+		"org.opencontainers.image.title":    "lbproxy",
+		"org.opencontainers.image.version":  version,
+		"org.opencontainers.image.source":   "https://github.com/lbproxy/lbproxy",
+		"org.opencontainers.image.licenses": "Apache-2.0 AND (GPL-2.0-only OR BSD-2-Clause)",
+	}
+}
+
 // options are the command line.
 type options struct {
 	lockFile string
@@ -55,7 +68,7 @@ func main() {
 
 func run(args []string, stdout io.Writer) error {
 	fs := flag.NewFlagSet("image", flag.ContinueOnError)
-	o := options{programs: map[string]string{}}
+	o := options{programs: map[string]string{}, archive: debian.Archive{Pause: 3 * time.Second}}
 	var relock bool
 	var epoch int64
 	fs.BoolVar(&relock, "lock", false, "write the lock file with what the archive has now")
@@ -132,17 +145,7 @@ func (o options) build(stdout io.Writer) error {
 		if err != nil {
 			return err
 		}
-		img := oci.Image{
-			Arch:       arch,
-			Entrypoint: []string{"/" + programPath},
-			Env:        []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
-			Labels: map[string]string{
-				"org.opencontainers.image.title":    "lbproxy",
-				"org.opencontainers.image.version":  o.version,
-				"org.opencontainers.image.source":   "https://github.com/lbproxy/lbproxy",
-				"org.opencontainers.image.licenses": "Apache-2.0 AND (GPL-2.0-only OR BSD-2-Clause)",
-			},
-		}
+		img := oci.Image{Arch: arch, Entrypoint: []string{"/" + programPath}, Env: []string{imagePath}, Labels: labels(o.version)}
 		for _, t := range []rootfs.Tree{base, own} {
 			var layer bytes.Buffer
 			if err := t.Tar(&layer, o.at); err != nil {

@@ -214,7 +214,7 @@ func (l *logged) Handle(_ context.Context, r slog.Record) error {
 // await returns the first record that contains all words.
 func (l *logged) await(t *testing.T, words ...string) string {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	var others []string
 	for {
 		select {
@@ -278,7 +278,7 @@ func (v view) lines() []string {
 // await takes until lines equal want.
 func (v view) await(t *testing.T, s *Store, want ...string) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for {
 		v.take(s)
 		if slices.Equal(v.lines(), want) {

@@ -100,7 +100,7 @@ func watched(t *testing.T, objects ...runtime.Object) (clients, func(except ...S
 		for range len(KubernetesSources) - len(except) {
 			select {
 			case <-started:
-			case <-time.After(20 * time.Second):
+			case <-time.After(2 * time.Minute):
 				t.Fatal("not every kind is watched")
 			}
 		}
@@ -169,7 +169,7 @@ func TestWeightsFollowTheAPIServer(t *testing.T) {
 	run(t, func(ctx context.Context) error { return client.run(ctx, s) })
 	await := func(want string) {
 		t.Helper()
-		deadline := time.After(20 * time.Second)
+		deadline := time.After(2 * time.Minute)
 		for {
 			cs, _ := s.Take()
 			for _, c := range cs {
@@ -381,7 +381,7 @@ func TestEventsAreWrittenToTheServer(t *testing.T) {
 		if e.Reason != ReasonConflict || e.Message != "50% is not a format" || e.Source.Host != thisNode || e.Source.Component != component {
 			t.Errorf("got %v", e)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("no event was created")
 	}
 }

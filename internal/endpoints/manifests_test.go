@@ -310,7 +310,7 @@ func start(t *testing.T, dir string) (*Store, *logged) {
 	run(t, func(ctx context.Context) error { return RunManifests(ctx, dir, s, logger(l)) })
 	select {
 	case <-s.Dirty():
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("not synced")
 	}
 	s.Nudge()

@@ -254,12 +254,12 @@ func TestExecKills(t *testing.T) {
 		{"cpu", "while :; do :; done", "no answer within 1s"},
 	} {
 		writeScript(t, dir, tc.name, 0o755, tc.text+"\n")
-		start := time.Now()
-		r := await(t, p, scriptTarget(tc.name, time.Second))
-		checkErr(t, tc.name, r.Err, tc.want, false)
-		if took := time.Since(start); took > 10*time.Second {
-			t.Errorf("%s: took %v", tc.name, took)
+		timeout := time.Second
+		if ends := tc.want == "" || strings.Contains(tc.want, "bytes"); ends { // by itself, however slow the machine is
+			timeout = enough
 		}
+		r := await(t, p, scriptTarget(tc.name, timeout))
+		checkErr(t, tc.name, r.Err, tc.want, false)
 		for deadline := time.Now().Add(enough); ; {
 			left := processesOf(t, scriptUser)
 			if left == 0 {

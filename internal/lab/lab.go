@@ -87,6 +87,9 @@ func New(opts Options) (*Lab, error) {
 	if opts.Pods == nil {
 		opts.Pods = DefaultPods()
 	}
+	if err := shareNetnsDir(); err != nil {
+		return nil, err
+	}
 	if err := sweep(); err != nil {
 		return nil, fmt.Errorf("leftover labs: %w", err)
 	}
@@ -315,7 +318,13 @@ func sweep() error {
 		remove func(path string) error
 	}{
 		{mount, removeCgroup},
-		{netnsDir, func(path string) error { return removeNetns(filepath.Base(path)) }},
+		{netnsDir, func(path string) error {
+			err := removeNetns(filepath.Base(path))
+			if errors.Is(err, unix.EBUSY) { // see shareNetnsDir: it stays until the next boot
+				return nil
+			}
+			return err
+		}},
 		{os.TempDir(), removeDir},
 	} {
 		entries, err := os.ReadDir(place.dir)

@@ -15,12 +15,23 @@ import (
 	"time"
 )
 
-const envAbandon = "LBPROXY_LAB_TEST_ABANDON"
+// What this program does instead of testing.
+const (
+	envAbandon = "LBPROXY_LAB_TEST_ABANDON"
+	envCovered = "LBPROXY_LAB_TEST_COVERED"
+)
 
 func TestMain(m *testing.M) {
 	Main()
 	if os.Getenv(envAbandon) != "" {
 		abandon()
+		os.Exit(0)
+	}
+	if os.Getenv(envCovered) != "" {
+		if err := covered(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -406,6 +417,31 @@ func abandon() {
 	}
 	fmt.Println(l.Name())
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+}
+
+// TestNetnsDirIsNotCovered: what makes the directory of namespaces a mount, as the first
+// `ip netns add` since the boot does, may come while a lab is there.
+func TestNetnsDirIsNotCovered(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), envCovered+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // its mounts are its own
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// covered makes a lab where no other was since the boot, and does what others do.
+func covered() error {
+	for syscall.Unmount(netnsDir, syscall.MNT_DETACH) == nil { //nolint:revive // until it is no mount
+	}
+	l, err := New(Options{Name: "covered", Pods: []PodSpec{}})
+	if err != nil {
+		return err
+	}
+	if err := shareNetnsDir(); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return l.Close()
 }
 
 func TestBoundToAnAddedAddress(t *testing.T) {

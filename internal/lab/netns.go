@@ -30,6 +30,34 @@ type space struct {
 	nl     *netlink.Handle
 }
 
+// shareNetnsDir makes netnsDir a shared mount of itself, as `ip netns add` and what sets up
+// pods do unless it is one: if they did it over the names of a lab, those could not be
+// removed any more.
+func shareNetnsDir() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.Open(netnsDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { // as `ip netns add` does
+		return fmt.Errorf("lock %s: %w", netnsDir, err)
+	}
+	share := func() error { return unix.Mount("", netnsDir, "", unix.MS_SHARED|unix.MS_REC, "") }
+	err = share()
+	if errors.Is(err, unix.EINVAL) { // it is no mount
+		if err = unix.Mount(netnsDir, netnsDir, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("share %s: %w", netnsDir, err)
+	}
+	return nil
+}
+
 // newSpace makes a namespace with loopback up and addresses usable at once.
 func newSpace(nsName string, router bool) (*space, error) {
 	s := &space{nsName: nsName, ns: netns.None()}

@@ -124,3 +124,18 @@ func (h *Host) AddRange(p netip.Prefix) error {
 	}
 	return h.gateway.addRoute(p, h.peer, h.Addr4, noAddr)
 }
+
+// Blackhole loses every packet to one of a pod's own addresses, or ends that.
+func (h *Host) Blackhole(a netip.Addr, on bool) error {
+	hole := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_BLACKHOLE, Dst: ipNet(single(a))}
+	var err error
+	if on {
+		err = h.nl.RouteAdd(hole)
+	} else {
+		err = h.nl.RouteDel(hole)
+	}
+	if err != nil {
+		return fmt.Errorf("host %s: black hole at %s: %w", h.Name, a, err)
+	}
+	return nil
+}

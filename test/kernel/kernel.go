@@ -53,7 +53,7 @@ func findKernel(ctx context.Context, cache string, opt options, stderr io.Writer
 	defer os.RemoveAll(tmp)
 	fmt.Fprintf(stderr, "test/kernel: downloading linux-image-%s\n", release)
 	start := time.Now()
-	cmd := exec.CommandContext(ctx, "apt-get", "-o", "APT::Sandbox::User=root", "download", "linux-image-"+release)
+	cmd := exec.CommandContext(ctx, "apt-get", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", "linux-image-"+release)
 	cmd.Dir = tmp
 	if _, err := output(cmd); err != nil {
 		return kernel{}, fmt.Errorf("download kernel (apt-get update first?): %w", err)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
 	"github.com/lbproxy/lbproxy/internal/lab"
@@ -48,7 +49,11 @@ func TestExplainIsRight(t *testing.T) {
 			if e.Decision != tc.decision || e.Reason != tc.says || (len(e.Candidates) > 0) != (tc.decision == "forward") {
 				t.Errorf("got %+v, want %s: %s", e, tc.decision, tc.says)
 			}
-			got := r.dial(tc.from, tc.to, silence)
+			wait := 10 * time.Second
+			if tc.kind == "" || tc.kind == lab.Timeout {
+				wait = silence
+			}
+			got := r.dial(tc.from, tc.to, wait)
 			if tc.kind != "" && got.Kind != tc.kind || tc.kind == "" && got.Kind == lab.OK {
 				t.Errorf("%s dials %s: %s %s, want %q as explained", tc.from, tc.to, got.Kind, got.Err, tc.kind)
 			}

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -77,7 +76,7 @@ func (r *rig) nothingLeft() {
 	if _, err := os.Stat(r.pins()); !errors.Is(err, os.ErrNotExist) {
 		r.t.Errorf("%s: %v, want that it does not exist", r.pins(), err)
 	}
-	within(r.t, 5*time.Second, "no program is attached", func() bool { // the kernel detaches soon after the last user
+	eventually(r.t, "no program is attached", func() bool { // the kernel detaches soon after the last user
 		n, err := r.attached()
 		if err != nil {
 			r.t.Fatal(err)

@@ -142,7 +142,11 @@ func (r *rig) refuses(at vip) {
 		eventually(r.t, fmt.Sprintf("%s is refused at %s", from, at), func() bool {
 			return r.dial(from, at, time.Second).Kind == lab.Refused
 		})
-		if res := r.dial(from, at, 5*time.Second); res.Kind != lab.Refused || res.Took > atOnce {
+		res := r.dial(from, at, 5*time.Second)
+		for i := 0; i < 3 && res.Kind == lab.Refused && res.Took > atOnce; i++ { // is it the machine that is slow?
+			res = r.dial(from, at, 5*time.Second)
+		}
+		if res.Kind != lab.Refused || res.Took > atOnce {
 			r.t.Errorf("%s dials %s: %s after %s, want refused at once", from, at, res.Kind, res.Took)
 		}
 	}

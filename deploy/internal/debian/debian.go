@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ulikunitz/xz"
 )
@@ -63,12 +64,15 @@ func ReadLock(path, arch string) ([]Package, error) {
 
 // Archive is where packages come from, and where they are kept once they were fetched.
 type Archive struct {
-	URL   string // http://deb.debian.org/debian
-	Cache string // directory, made if it is missing
+	URL   string        // http://deb.debian.org/debian
+	Cache string        // directory, made if it is missing
+	Pause time.Duration // before a file is asked for again, which it is tries times
 }
 
-// maxPackage is how many bytes a package may have.
-const maxPackage = 64 << 20
+const (
+	maxPackage = 64 << 20 // bytes that a package may have
+	tries      = 4        // of a server that does not answer, or says that it cannot
+)
 
 // Fetch returns the file of p, whose checksum is right.
 func (a Archive) Fetch(p Package) ([]byte, error) {
@@ -94,23 +98,36 @@ func (a Archive) Fetch(p Package) ([]byte, error) {
 }
 
 // Get returns a file of the archive by its path.
-func (a Archive) Get(name string) ([]byte, error) {
-	resp, err := http.Get(a.URL + "/" + name)
+func (a Archive) Get(name string) (text []byte, err error) {
+	again := true
+	for i := 0; i < tries && again; i++ {
+		if i > 0 {
+			time.Sleep(a.Pause)
+		}
+		text, again, err = get(a.URL + "/" + name)
+	}
+	return text, err
+}
+
+// get asks once. again says that it may be different the next time.
+func get(url string) (text []byte, again bool, err error) {
+	resp, err := http.Get(url)
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s/%s: %s", a.URL, name, resp.Status)
+		again = resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests
+		return nil, again, fmt.Errorf("%s: %s", url, resp.Status)
 	}
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxPackage+1))
-	if err == nil && len(text) > maxPackage {
-		err = errors.New("too long")
-	}
+	text, err = io.ReadAll(io.LimitReader(resp.Body, maxPackage+1))
 	if err != nil {
-		return nil, fmt.Errorf("%s/%s: %w", a.URL, name, err)
+		return nil, true, fmt.Errorf("%s: %w", url, err)
 	}
-	return text, nil
+	if len(text) > maxPackage {
+		return nil, false, fmt.Errorf("%s: too long", url)
+	}
+	return text, false, nil
 }
 
 func sum(b []byte) string {

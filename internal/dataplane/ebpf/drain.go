@@ -101,15 +101,19 @@ func (d *Dataplane) drainAll(ctx context.Context, tracker Tracker) error {
 func (d *Dataplane) track(tracker Tracker) {
 	h, err := d.held()
 	if err == nil {
-		err = errors.Join(tracker.Track(h.open), tracker.Reserve(h.masked), d.untrackEnded(tracker, h.open))
+		made, errTrack := tracker.Track(h.open)
+		err = errors.Join(errTrack, tracker.Reserve(h.masked), d.untrackEnded(tracker, made))
 	}
 	if err != nil {
 		d.opts.Log.Warn("connection tracking does not know all old connections; some that are silent may be reset", "error", err)
 	}
 }
 
-// untrackEnded makes the tracker forget those of flows that have ended while it was told
-// of them: it may have seen their last packets before, and would wait for them in vain.
+// untrackEnded makes the tracker forget those of flows, which it did not know before, that
+// have ended while it was told of them: it may have seen their last packets before, and
+// would wait for them in vain. One that it follows by itself sees its own end; if it were
+// forgotten then, a proxy that drops what is of no connection would drop the last packets,
+// which would be sent again for minutes, and the drain would wait for them.
 func (d *Dataplane) untrackEnded(tracker Tracker, flows []dataplane.Flow) error {
 	if len(flows) == 0 {
 		return nil

@@ -20,20 +20,24 @@ import (
 // memory is a Tracker that remembers.
 type memory struct {
 	known, reserved map[dataplane.Flow]bool
+	before          map[dataplane.Flow]bool // what it knew by itself
 	told            int
 	each            func(n int) // called at the n-th Track
 }
 
 // Track implements Tracker.
-func (m *memory) Track(flows []dataplane.Flow) error {
+func (m *memory) Track(flows []dataplane.Flow) (made []dataplane.Flow, err error) {
 	if m.told++; m.known == nil {
 		m.known = map[dataplane.Flow]bool{}
 	}
 	m.each(m.told)
 	for _, f := range flows {
+		if !m.known[f] && !m.before[f] {
+			made = append(made, f)
+		}
 		m.known[f] = true
 	}
-	return nil
+	return made, nil
 }
 
 // Reserve implements Tracker.
@@ -111,7 +115,8 @@ func TestUnknownPortsComeLast(t *testing.T) {
 }
 
 // TestDrainTracksOldConnections: before a Service goes, connection tracking is told of all
-// TCP connections as netfilter sees them, and as masqueraded ones leave.
+// TCP connections as netfilter sees them, and as masqueraded ones leave. One that ends then
+// is forgotten, but for one that it follows by itself.
 func TestDrainTracksOldConnections(t *testing.T) {
 	r := newRig(t, nil)
 	vip := netip.MustParseAddrPort("10.96.0.9:80")
@@ -120,18 +125,22 @@ func TestDrainTracksOldConnections(t *testing.T) {
 			frontend(lb.ClusterIP, lb.TCP, vip.String(), lb.MasqueradeOffCluster)),
 	}})
 	want, masked := map[dataplane.Flow]bool{}, map[dataplane.Flow]bool{}
-	var ending dataplane.Flow // while the tracker is told
-	var end func()
+	type held struct {
+		flow dataplane.Flow
+		end  func()
+	}
+	var all []held
 	for _, from := range []string{"client1", "client2", lab.Node, lab.Outside} {
 		for range 2 {
 			c, res := r.lab.Host(from).Open(t.Context(), lab.Request{Proto: lab.TCP, To: vip})
 			if res.Kind != lab.OK {
 				t.Fatalf("%s: %s %s", from, res.Kind, res.Err)
 			}
-			t.Cleanup(func() { _ = c.Close(context.Background(), "rst") })
-			ending = dataplane.Flow{Proto: lb.TCP, Client: res.Local, Backend: res.ServerLocal}
-			end = func() { _ = c.Close(context.Background(), "rst") }
-			want[ending] = true
+			fl := dataplane.Flow{Proto: lb.TCP, Client: res.Local, Backend: res.ServerLocal}
+			end := func() { _ = c.Close(context.Background(), "rst") } // it may be closed
+			t.Cleanup(end)
+			all = append(all, held{fl, end})
+			want[fl] = true
 			if res.Seen != res.Local {
 				masked[dataplane.Flow{Proto: lb.TCP, Client: res.Seen, Backend: res.ServerLocal}] = true
 			}
@@ -141,18 +150,23 @@ func TestDrainTracksOldConnections(t *testing.T) {
 		t.Fatalf("%d connections are masqueraded, want the 2 from outside", len(masked))
 	}
 	r.stop()
+	unknown, followed, later := all[2], all[3], all[7]
+	delete(want, unknown.flow)
 	r.drain(func(d *Dataplane) error {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		m := &memory{each: func(n int) {
+		m := &memory{before: map[dataplane.Flow]bool{followed.flow: true}, each: func(n int) {
 			if gone := len(d.frontends) == 0; gone != (n > 1) {
 				t.Errorf("at the time %d that connection tracking is told, frontends are gone: %t", n, gone)
 			}
+			ending := []held{unknown, followed}
 			if n == 2 {
-				end()
-				delete(want, ending)
-				eventuallyEnded(t, d, ending)
-				cancel() // it would wait for the ends of the connections
+				ending = []held{later} // which it knows since the first time
+				cancel()               // it would wait for the ends of the connections
+			}
+			for _, h := range ending {
+				h.end()
+				eventuallyEnded(t, d, h.flow)
 			}
 		}}
 		err := d.drainAll(ctx, m)

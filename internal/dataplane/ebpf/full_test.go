@@ -80,21 +80,21 @@ func TestFullOfFlows(t *testing.T) {
 		r.svc("web", lb.IPv4, lb.UDP, "random", r.pods(lb.IPv4, "backend1"), frontend(lb.ClusterIP, lb.UDP, vip.String(), lb.MasqueradeOffCluster))}})
 	const reason = "udp_flow_table_full"
 	var sockets []*lab.UDPSocket
-	open := func() *lab.UDPSocket {
-		u, err := r.lab.Host("client1").OpenUDP(t.Context(), lab.Request{To: vip, Timeout: silence})
+	open := func(timeout time.Duration) *lab.UDPSocket {
+		u, err := r.lab.Host("client1").OpenUDP(t.Context(), lab.Request{To: vip, Timeout: timeout})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return u
 	}
 	for range 2 {
-		u := open()
+		u := open(patience)
 		if res := u.Exchange(t.Context(), vip, nil); res.Kind != lab.OK {
 			t.Fatal(res.Err)
 		}
 		sockets = append(sockets, u)
 	}
-	extra := open()
+	extra := open(silence)
 	if res := extra.Exchange(t.Context(), vip, nil); res.Kind == lab.OK || r.dropped(reason) == 0 {
 		t.Errorf("a flow too many: %s, %d drops; want no answer, and drops counted", res.Kind, r.dropped(reason))
 	}

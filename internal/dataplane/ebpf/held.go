@@ -15,8 +15,8 @@ import (
 // Tracker is the connection tracking of this network namespace. What it knows, netfilter
 // does not give to another connection.
 type Tracker interface {
-	Track(flows []dataplane.Flow) error   // what it knows already is no error
-	Untrack(flows []dataplane.Flow) error // what it does not know is none
+	Track(flows []dataplane.Flow) (made []dataplane.Flow, err error) // made: those that it did not know
+	Untrack(flows []dataplane.Flow) error                            // what it does not know is no error
 	// Reserve makes flows those, and no others, that are known for the sake of their
 	// ports alone. It forgets them a minute later at the latest.
 	Reserve(flows []dataplane.Flow) error

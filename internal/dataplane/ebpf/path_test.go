@@ -165,6 +165,29 @@ func TestSamePortToVIPAndBackend(t *testing.T) {
 	}
 }
 
+// TestSamePortToVIPAndBackendUDP uses one socket for a VIP and for its backend itself, in
+// either order: each answer comes from who was asked. A client that takes a port again
+// soon after another socket's end looks the same.
+func TestSamePortToVIPAndBackendUDP(t *testing.T) {
+	r := newRig(t, nil)
+	vip := netip.MustParseAddrPort("10.96.0.1:53")
+	pod := netip.AddrPortFrom(r.lab.Host("backend1").Addr4, backendPort)
+	for _, policy := range []lb.Masquerade{lb.MasqueradeOffCluster, lb.MasqueradeAlways} {
+		r.sync(dataplane.Delta{Put: []*dataplane.Service{
+			r.svc("dns", lb.IPv4, lb.UDP, "random", r.pods(lb.IPv4, "backend1"), frontend(lb.ClusterIP, lb.UDP, vip.String(), policy))}})
+		for _, order := range [][]netip.AddrPort{{vip, pod}, {pod, vip}} {
+			sock, err := r.lab.Host("client2").OpenUDP(t.Context(), lab.Request{To: vip})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				r.exchange(sock, order[0])
+				r.exchange(sock, order[1])
+			}
+		}
+	}
+}
+
 // TestUDPSocketWithTwoVIPs exchanges with two VIPs of one backend on one socket:
 // each answer comes from the VIP that was asked.
 func TestUDPSocketWithTwoVIPs(t *testing.T) {
@@ -271,7 +294,7 @@ func TestMasqueradeAvoidsFrontends(t *testing.T) {
 			r.svc("web", f, lb.UDP, "round-robin", r.pods(f, "backend1"),
 				frontend(lb.LoadBalancer, lb.UDP, vip, lb.MasqueradeAlways)),
 		}})
-		req := lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort(vip), Timeout: silence}
+		req := lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort(vip), Timeout: patience}
 		if got, _ := r.dial(lab.Outside, req, calls); got["backend1"] != calls {
 			t.Errorf("%s: %v of %d calls, want all answered by backend1", f, got, calls)
 		}

@@ -310,13 +310,13 @@ func TestFull(t *testing.T) {
 			t.Log(err)
 			r.dp.reclaim(t.Context())
 			r.freeOnce()
-			r.answers("10.96.0.1:80", lab.OK)
-			r.answers("10.96.0.2:80", lab.OK)
-			r.answers("10.96.0.3:80", lab.Timeout)
+			r.answersFrom("client1", lab.TCP, "10.96.0.1:80", lab.OK)
+			r.answersFrom("client1", lab.TCP, "10.96.0.2:80", lab.OK)
+			r.answersFrom("client1", lab.TCP, "10.96.0.3:80", lab.Timeout)
 			r.sync(dataplane.Delta{Delete: []lb.ServiceName{b.Name}})
 			r.dp.reclaim(t.Context())
 			r.sync(dataplane.Delta{Put: []*dataplane.Service{c}})
-			r.answers("10.96.0.3:80", lab.OK)
+			r.answersFrom("client1", lab.TCP, "10.96.0.3:80", lab.OK)
 		})
 	}
 }
@@ -335,16 +335,6 @@ func (r *rig) freeOnce() {
 			}
 			seen[n] = true
 		}
-	}
-}
-
-// answers dials once from a pod and checks what it got.
-func (r *rig) answers(to string, want lab.Kind) {
-	r.t.Helper()
-	res := r.lab.Host("client1").Dial(r.t.Context(), lab.Request{
-		Proto: lab.TCP, To: netip.MustParseAddrPort(to), Timeout: silence})
-	if res.Kind != want {
-		r.t.Errorf("dial %s: %s %s, want %s", to, res.Kind, res.Err, want)
 	}
 }
 

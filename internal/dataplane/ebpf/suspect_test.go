@@ -391,7 +391,7 @@ func TestSuspicionIsOfTCP(t *testing.T) {
 	}
 	for _, p := range suspectPaths {
 		for _, connected := range []bool{true, false} {
-			req := lab.Request{Proto: lab.UDP, Connected: connected, To: netip.MustParseAddrPort(vips[lb.IPv4]), Timeout: silence}
+			req := lab.Request{Proto: lab.UDP, Connected: connected, To: netip.MustParseAddrPort(vips[lb.IPv4]), Timeout: time.Second}
 			if got, _ := r.dial(p.host, req, 6); got["backend2"] != 3 {
 				t.Errorf("%s: %v, want 3 of 6 by backend2", p.name, got)
 			}
@@ -400,7 +400,7 @@ func TestSuspicionIsOfTCP(t *testing.T) {
 	if err := r.dp.Suspect(svc.Name, r.at(lb.IPv4, "backend1"), time.Now().Add(time.Hour), 0); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := r.dial("client1", lab.Request{Proto: lab.UDP, Connected: true, To: netip.MustParseAddrPort(vips[lb.IPv4]), Timeout: silence}, 6); got["backend2"] != 3 {
+	if got, _ := r.dial("client1", lab.Request{Proto: lab.UDP, Connected: true, To: netip.MustParseAddrPort(vips[lb.IPv4])}, 6); got["backend2"] != 3 {
 		t.Errorf("a suspect was avoided by UDP: %v", got)
 	}
 	r.noSymptom()

@@ -115,9 +115,10 @@ func TestAffinityEnds(t *testing.T) {
 	svc.Terms.Affinity = time.Second
 	r.sync(dataplane.Delta{Full: true, Put: []*dataplane.Service{svc}})
 	for _, from := range []string{"client1", "client2"} {
-		var last time.Time
+		var last time.Time // before its last connection, so that it waited no longer than since then
 		var who string
 		for moved := false; !moved; { // each time the client waits for twice as long
+			began := time.Now()
 			now := r.stays(from, lab.TCP, 1, vips[lb.IPv4])
 			waited := time.Since(last)
 			moved = who != "" && now != who
@@ -132,7 +133,7 @@ func TestAffinityEnds(t *testing.T) {
 			if last.IsZero() {
 				pause = 200 * time.Millisecond
 			}
-			last, who = time.Now(), now
+			last, who = began, now
 			if !moved {
 				<-time.After(pause)
 			}
@@ -160,13 +161,19 @@ func TestAffinityIsBounded(t *testing.T) {
 // answersFrom fails unless an exchange has the outcome want.
 func (r *rig) answersFrom(from, proto, to string, want lab.Kind) lab.Result {
 	r.t.Helper()
-	req := lab.Request{Proto: proto, To: netip.MustParseAddrPort(to), Timeout: patience}
+	return r.asksFor(lab.Request{Proto: proto, To: netip.MustParseAddrPort(to)}, from, want)
+}
+
+// asksFor is answersFrom for any exchange.
+func (r *rig) asksFor(req lab.Request, from string, want lab.Kind) lab.Result {
+	r.t.Helper()
+	req.Timeout = patience
 	if want == lab.Timeout {
 		req.Timeout = silence
 	}
 	res := r.lab.Host(from).Dial(r.t.Context(), req)
 	if res.Kind != want {
-		r.t.Errorf("%s from %s to %s: %s %s, want %s", proto, from, to, res.Kind, res.Err, want)
+		r.t.Errorf("%s from %s to %s: %s %s, want %s", req.Proto, from, req.To, res.Kind, res.Err, want)
 	}
 	return res
 }
@@ -241,12 +248,9 @@ func TestUnknownPort(t *testing.T) {
 				if want == lab.Refused && from == lab.Node {
 					continue // its connected socket sends to the VIP, which nobody answers
 				}
-				res := r.lab.Host(from).Dial(t.Context(), lab.Request{ // an error comes to connected sockets only
-					Proto: lab.UDP, To: netip.MustParseAddrPort(h + ":80"), Connected: from != "client1", Timeout: 2 * silence,
-				})
-				if res.Kind != want {
-					t.Errorf("udp from %s to %s: %s %s, want %s", from, h, res.Kind, res.Err, want)
-				}
+				r.asksFor(lab.Request{ // an error comes to connected sockets only
+					Proto: lab.UDP, To: netip.MustParseAddrPort(h + ":80"), Connected: from != "client1",
+				}, from, want)
 			}
 		}
 	}

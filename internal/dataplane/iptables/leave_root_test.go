@@ -45,8 +45,15 @@ func TestTracked(t *testing.T) {
 			Client:  netip.AddrPortFrom(r.Lab.Host(lab.Node).Addrs()[i], 20000),
 			Backend: netip.AddrPortFrom(backend, labtest.BackendPort),
 		}
-		r.node(func() error { return Tracker{}.Track([]dataplane.Flow{fl}) })
-		r.node(func() error { return Tracker{}.Track([]dataplane.Flow{fl}) }) // known already
+		for _, made := range []int{1, 0} { // the second time it is known already
+			r.node(func() error {
+				flows, err := Tracker{}.Track([]dataplane.Flow{fl})
+				if len(flows) != made {
+					t.Errorf("%d flows were made known, want %d", len(flows), made)
+				}
+				return err
+			})
+		}
 		_, port := r.direct(backend, 0)
 		if port != 20001 {
 			t.Errorf("%s sees the node as port %d, want the other one: a flow has 20000", backend, port)
@@ -76,7 +83,7 @@ func TestTrackedTalks(t *testing.T) {
 	})
 	fl := dataplane.Flow{Proto: lb.TCP, Client: res.Local, Backend: res.Peer}
 	r.node(func() error { return Tracker{}.Untrack([]dataplane.Flow{fl}) })
-	r.node(func() error { return Tracker{}.Track([]dataplane.Flow{fl}) })
+	r.node(func() error { _, err := Tracker{}.Track([]dataplane.Flow{fl}); return err })
 	r.sync(dataplane.Delta{Full: true, Put: r.web(lb.TCP, "backend1")}) // packets that conntrack finds invalid are dropped
 	if err := c.Bulk(t.Context(), 1<<20); err != nil {
 		t.Errorf("the connection: %v", err)

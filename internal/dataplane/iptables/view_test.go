@@ -196,8 +196,12 @@ func TestExplainIsWhatHappens(t *testing.T) {
 // happens dials, and compares with what was told.
 func (r *rig) happens(t *testing.T, e dataplane.Explanation, from string, to netip.AddrPort) {
 	t.Helper()
+	patience := labtest.Silence
+	if e.Decision == "forward" || e.Decision == "reject" {
+		patience = labtest.Patience
+	}
 	for range 6 {
-		res := r.Lab.Host(from).Dial(t.Context(), lab.Request{Proto: lab.TCP, To: to, Timeout: 700 * time.Millisecond})
+		res := r.Lab.Host(from).Dial(t.Context(), lab.Request{Proto: lab.TCP, To: to, Timeout: patience})
 		want := map[string]lab.Kind{"forward": lab.OK, "reject": lab.Refused, "drop": lab.Timeout, "pass": res.Kind}[e.Decision]
 		if res.Kind != want {
 			t.Errorf("%s, but: %s %s", e.Decision, res.Kind, res.Err)
