@@ -62,6 +62,7 @@ test-kernel: ## tests on Linux 6.1 in a virtual machine
 	@hack/deps.sh $@
 	LBPROXY_TEST_VM=1 go test -count=1 -timeout 20m ./test/kernel
 	$(KERNEL_TEST) -run '$(KERNEL_RUN)' ./internal/dataplane/ebpf
+	$(KERNEL_TEST) $$(hack/vm-iptables.sh) -run '^TestClockJump$$' ./internal/dataplane/iptables
 
 test-switch: need-root ## switches dataplanes under load, TESTFLAGS=-count=10 for many times
 	@hack/deps.sh test-root

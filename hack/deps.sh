@@ -60,6 +60,7 @@ for target in "$@"; do
 	test-kernel)
 		need qemu-system-x86_64 qemu-system-x86
 		need /bin/busybox busybox-static
+		need iptables iptables
 		compgen -G '.cache/kernel/*' >/dev/null ||
 			apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || lists=false
 		;;

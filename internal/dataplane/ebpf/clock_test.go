@@ -6,27 +6,19 @@ package ebpf
 
 import (
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/dataplane/labtest"
 	"github.com/lbproxy/lbproxy/internal/lab"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
-// envClock allows to set the clock: it is the whole machine's. make test-kernel sets it, in
-// the machine that it boots.
-const envClock = "LBPROXY_TEST_CLOCK"
-
 // TestClockJump sets the clock years ahead and back, under connections, flows and session
 // affinity: nothing ends, nobody is forgotten, and what changes is programmed.
 func TestClockJump(t *testing.T) {
-	if os.Getenv(envClock) == "" {
-		t.Skip("make test-kernel runs it")
-	}
+	labtest.NeedClock(t)
 	r := newRig(t, nil)
 	const stickyVIP = "10.96.0.9:80"
 	world := func(hosts ...string) dataplane.Delta {
@@ -51,7 +43,7 @@ func TestClockJump(t *testing.T) {
 	backends := []string{"backend1", "backend2"}
 	for i, jump := range []time.Duration{10 * 365 * 24 * time.Hour, -20 * 365 * 24 * time.Hour, 10 * 365 * 24 * time.Hour} {
 		what := fmt.Sprintf("after a jump of %s", jump)
-		jumpBy(t, jump)
+		labtest.JumpBy(t, jump)
 		next := world(backends[(i+1)%2])
 		r.sync(next)
 		if err := r.dp.Sweep(); err != nil {
@@ -72,14 +64,5 @@ func TestClockJump(t *testing.T) {
 			t.Errorf("%s: found %q", what, found)
 		}
 		r.recountIsExact(what)
-	}
-}
-
-// jumpBy moves the machine's clock.
-func jumpBy(t *testing.T, d time.Duration) {
-	t.Helper()
-	ts := unix.NsecToTimespec(time.Now().Round(0).Add(d).UnixNano())
-	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -132,20 +132,22 @@ func (d *Dataplane) mend(ctx context.Context, damaged []*damage) (mended bool, e
 	var fails dataplane.SyncError
 	for _, found := range damaged {
 		fam := d.families[found.family]
-		lost := map[string]bool{}
+		lost, shared := map[string]bool{}, false // shared: packets to more than one Service go through it
 		for _, k := range found.chains {
 			fam.chains[k.table][k.name] = 0
 			lost[k.name] = true
+			shared = shared || constantChains[k.table][k.name]
 		}
 		for _, t := range []*tree{fam.vips, fam.ports, fam.hairpins} {
 			for name := range t.kids {
 				if lost[name] {
 					fam.chains[natTable][t.name] = 0 // so that change looks at all of the tree
+					shared = true
 				}
 			}
 		}
 		steps := slices.DeleteFunc(d.again(found.family), func(s step) bool {
-			return !slices.ContainsFunc(s.old.out.names, func(name string) bool { return lost[name] })
+			return !shared && !slices.ContainsFunc(s.old.out.names, func(name string) bool { return lost[name] })
 		})
 		for i := range steps {
 			steps[i].suspect = true

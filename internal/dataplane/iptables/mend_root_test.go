@@ -5,12 +5,16 @@
 package iptables
 
 import (
+	"context"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/lbproxy/lbproxy/internal/dataplane"
+	"github.com/lbproxy/lbproxy/internal/dataplane/labtest"
+	"github.com/lbproxy/lbproxy/internal/lab"
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
 
@@ -68,6 +72,42 @@ func TestMend(t *testing.T) {
 				}
 				if after := r.saved(t); row.most > 0 && after != before {
 					t.Errorf("%s: rules after the repair:\n%s\nbefore:\n%s", row.name, after, before)
+				}
+			}
+		})
+	}
+}
+
+// TestMendEndsFlows: a flow that began while a chain was empty that all Services share is
+// served when the chain is back, though connection tracking knows it as another one.
+func TestMendEndsFlows(t *testing.T) {
+	net := labtest.New(t)
+	for _, backend := range []string{nftBackend, legacyBackend} {
+		t.Run(backend, func(t *testing.T) {
+			r := newRig(t, net, backend, nil)
+			const dns = "172.30.0.11:30053" // the node's: to a cluster IP, connection tracking would not keep the flow
+			svc := r.svc("dns", lb.UDP, "random", r.pods(lb.IPv4, "backend1"), "0.0.0.0:30053")
+			r.sync(dataplane.Delta{Full: true, Put: append(r.web(lb.TCP, "backend1"), svc)})
+			pool := (&renderer{id: svc.Name.String()}).poolName(lb.ScopeCluster)
+			for _, chain := range []string{servicesChain, hashName("T-", "ports"), nodePortsChain, pool} {
+				u, err := r.Lab.Host(lab.Outside).OpenUDP(t.Context(), lab.Request{Proto: lab.UDP, To: netip.MustParseAddrPort(dns)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				answers := func() bool {
+					ctx, cancel := context.WithTimeout(t.Context(), labtest.Silence)
+					defer cancel()
+					return u.Exchange(ctx, netip.MustParseAddrPort(dns), nil).Kind == lab.OK
+				}
+				r.dp.mu.Lock() // nothing is repaired yet
+				r.output("iptables-"+backend, "-w", "-t", "nat", "-F", chain)
+				if answers() {
+					t.Errorf("%s answers without the rules of %s", dns, chain)
+				}
+				r.dp.mu.Unlock()
+				labtest.Within(t, labtest.Patience, "an answer when "+chain+" is back", answers)
+				if err := u.Close(context.Background()); err != nil {
+					t.Error(err)
 				}
 			}
 		})

@@ -66,12 +66,12 @@ func (r *runner) dropEmpty(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	uses, err := kernel.uses(r.family, natTable)
+	chains, err := kernel.uses(r.family)
 	if err = errors.Join(err, kernel.close()); err != nil {
 		return err
 	}
 	b := &batch{}
-	for name, n := range uses {
+	for name, n := range chains[natTable] {
 		if n == 0 && strings.HasPrefix(name, prefix) {
 			b.del = append(b.del, name)
 		}

@@ -4,6 +4,7 @@ package iptables
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -75,17 +76,18 @@ func (d *Dataplane) watch(ctx context.Context) error {
 		d.retry = time.Now().Add(retryPeriod)
 		return d.refresh(ctx)
 	}
-	damaged, err := d.watcher.check(ctx)
-	if err != nil || len(damaged) == 0 {
-		return err
+	damaged, failed := d.watcher.check(ctx)
+	if len(damaged) == 0 {
+		return failed
 	}
 	for _, found := range damaged {
-		d.opts.Log.Warn("rules were changed by somebody else; they are written anew", "what", found)
+		d.opts.Log.Warn("rules were changed by somebody else; they are written anew", "what", found.String())
 	}
-	if mended, err := d.mend(ctx, damaged); mended {
-		return err
+	mended, err := d.mend(ctx, damaged)
+	if !mended {
+		err = d.repair(ctx)
 	}
-	return d.repair(ctx)
+	return errors.Join(failed, err)
 }
 
 // state tells whether there was a full Sync, whether it is not known what the kernel has,

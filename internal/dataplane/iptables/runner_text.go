@@ -139,18 +139,25 @@ func (r *runner) chains(ctx context.Context, t table) (map[string][]string, erro
 	return got, err
 }
 
-// names returns the names of lbproxy's own chains. Nftables tells them without the rules.
-func (r *runner) names(ctx context.Context, t table) (names []string, err error) {
-	if r.kind != nftBackend {
-		chains, err := r.chains(ctx, t)
-		return slices.Collect(maps.Keys(chains)), err
+// names returns the names of lbproxy's own chains. Nftables tells them without the rules; if
+// it does not, for the tables change all the time, the save program does.
+func (r *runner) names(ctx context.Context, t table) ([]string, error) {
+	if r.kind == nftBackend {
+		if names, err := r.namesNFT(t); err == nil {
+			return names, nil
+		}
 	}
+	chains, err := r.chains(ctx, t)
+	return slices.Collect(maps.Keys(chains)), err
+}
+
+func (r *runner) namesNFT(t table) (names []string, err error) {
 	kernel, err := openNFT()
 	if err != nil {
 		return nil, err
 	}
-	chains, err := kernel.uses(r.family, t)
-	for name := range chains {
+	chains, err := kernel.uses(r.family)
+	for name := range chains[t] {
 		if strings.HasPrefix(name, prefix) {
 			names = append(names, name)
 		}

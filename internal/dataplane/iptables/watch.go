@@ -16,11 +16,13 @@ import (
 )
 
 // Looks are at least lookPeriod apart, and take at most one part in lookShare of one
-// processor's time. The processor's, as on a busy machine a look takes long, and the next
-// one must not wait for that. A table that has lost half of its rules is looked at at once.
+// processor's time, of which lookSaved can be saved up: some looks may follow each other.
+// The processor's, as on a busy machine a look takes long, and the next one must not wait
+// for that. A table that has lost half of its rules is looked at at once.
 const (
 	lookPeriod = 250 * time.Millisecond
 	lookShare  = 20
+	lookSaved  = time.Second
 )
 
 // watcher notices that somebody else changed the tables. It asks for numbers that every
@@ -38,12 +40,15 @@ type watcher struct {
 // watched is one family.
 type watched struct {
 	*runner
-	nft     *nft    // nil: the backend is legacy
-	legacy  *legacy // nil: the backend is nft
-	seen    state   // when all was well
-	known   bool    // seen is valid
-	pending bool    // a look is due
-	next    time.Time
+	nft      *nft    // nil: the backend is legacy
+	legacy   *legacy // nil: the backend is nft
+	seen     state   // when all was well
+	known    bool    // seen is valid
+	pending  bool    // a look is due
+	next     time.Time
+	saved    time.Duration // that looks may take, at refilled
+	cost     time.Duration // of the last look
+	refilled time.Time
 }
 
 // state is what the cheap numbers were.
@@ -186,16 +191,20 @@ func (f *watched) check(ctx context.Context, commits uint32, w *watcher) (found 
 	if !f.known || f.seen.tables != st.tables || f.seen.generation-f.seen.commits != st.generation-st.commits {
 		f.pending = true
 	}
-	if f.known && st.lost(f.seen) {
-		f.next = time.Time{}
-	}
+	now := w.now()
+	f.saved = min(f.saved+now.Sub(f.refilled)/lookShare, lookSaved)
+	f.refilled = now
+	late := now.Before(f.next) || f.saved < min(f.cost, lookSaved)
+	lost := f.known && st.lost(f.seen)
 	f.seen, f.known = st, true
-	if !f.pending || w.now().Before(f.next) {
+	if !f.pending || late && !lost {
 		return nil, nil
 	}
 	before := w.spent()
 	found, err = f.look(ctx)
-	f.next = w.now().Add(max(lookPeriod, lookShare*(w.spent()-before)))
+	f.cost = w.spent() - before
+	f.saved -= f.cost
+	f.next = w.now().Add(lookPeriod)
 	f.pending = err != nil || found != nil
 	return found, err
 }
@@ -228,6 +237,11 @@ type jumpKey struct{ builtin, chain string }
 // look returns what is wrong with the jumps and the chains; nil: nothing.
 func (f *watched) look(ctx context.Context) (*damage, error) {
 	found := &damage{family: f.family}
+	var uses map[table]map[string]int
+	var failed error // what is seen without it is damaged all the same
+	if f.nft != nil {
+		uses, failed = f.nft.uses(f.family)
+	}
 	for _, t := range tables {
 		var err error
 		var s sighting
@@ -239,12 +253,13 @@ func (f *watched) look(ctx context.Context) (*damage, error) {
 		if err != nil {
 			return nil, err
 		}
+		s.uses = uses[t]
 		f.compare(t, s, found)
 	}
 	if len(found.whys) == 0 {
-		return nil, nil
+		return nil, failed
 	}
-	return found, nil
+	return found, failed
 }
 
 // compare adds to found how what was seen differs from what was put. With nftables, a chain
@@ -266,7 +281,10 @@ func (f *watched) compare(t table, s sighting, found *damage) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(put.rules)) {
 		want, have := put.rules[name], s.rules[name]
-		if s.uses != nil && !constantChains[t][name] {
+		if f.nft != nil && !constantChains[t][name] {
+			if s.uses == nil {
+				continue // it is not known
+			}
 			have = s.uses[name] - put.led[name]
 			have = min(have, want) // more may lead to it: that is others' business
 		}
@@ -277,13 +295,9 @@ func (f *watched) compare(t table, s sighting, found *damage) {
 	}
 }
 
-// lookNFT asks the kernel for the rules of the few chains that all packets meet, and for
-// how many others have.
-func (f *watched) lookNFT(t table) (s sighting, err error) {
-	s.jumps, s.rules = map[jumpKey]bool{}, map[string]int{}
-	if s.uses, err = f.nft.uses(f.family, t); err != nil {
-		return s, err
-	}
+// lookNFT asks the kernel for the rules of the few chains that all packets meet.
+func (f *watched) lookNFT(t table) (sighting, error) {
+	s := sighting{jumps: map[jumpKey]bool{}, rules: map[string]int{}}
 	for _, h := range hooks() {
 		if h.table != t {
 			continue

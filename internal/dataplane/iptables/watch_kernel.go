@@ -82,11 +82,11 @@ func (n *nft) rules(f lb.Family, t table, name string, each func([]byte)) error 
 	return fmt.Errorf("rules of chain %s of table %s: %w", name, t, nl.ErrDumpInterrupted)
 }
 
-// uses returns the chains of a table, each with how many rules it has and how many lead to
-// it, together. The kernel knows that without looking at a rule.
-func (n *nft) uses(f lb.Family, t table) (map[string]int, error) {
+// uses returns the chains of both tables, each with how many rules it has and how many lead
+// to it, together. The kernel knows that without looking at a rule.
+func (n *nft) uses(f lb.Family) (map[table]map[string]int, error) {
 	for range dumpTries {
-		got := map[string]int{}
+		got := map[table]map[string]int{natTable: {}, filterTable: {}}
 		req := n.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, addressFamily(f))
 		err := execute(req, func(msg []byte) {
 			var of, name string
@@ -101,15 +101,18 @@ func (n *nft) uses(f lb.Family, t table) (map[string]int, error) {
 					use = int(binary.BigEndian.Uint32(v))
 				}
 			})
-			if of == string(t) {
-				got[name] = use
+			if chains := got[table(of)]; chains != nil {
+				chains[name] = use
 			}
 		})
-		if err == nil || !errors.Is(err, nl.ErrDumpInterrupted) {
-			return got, err
+		if err == nil {
+			return got, nil
+		}
+		if !errors.Is(err, nl.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("chains: %w", err)
 		}
 	}
-	return nil, fmt.Errorf("chains of table %s: %w", t, nl.ErrDumpInterrupted)
+	return nil, fmt.Errorf("chains: %w", nl.ErrDumpInterrupted)
 }
 
 // leadsTo tells whether an encoded rule names a chain; names end with a zero byte.
