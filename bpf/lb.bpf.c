@@ -256,7 +256,7 @@ static __always_inline int egress(struct __sk_buff *skb, __u32 l3)
 	if (c->flags & CONN_SNAT) {
 		err = c->port ? 0 : snat_allocate(skb, &pkt, c);
 		if (err)
-			return drop(err);
+			return err > 0 ? NEXT : drop(err);
 	} else {
 		conn_reply(skb, &pkt, c);
 	}
