@@ -159,7 +159,7 @@ static __always_inline int snat_insert(struct __sk_buff *skb, const struct packe
  * first packets left through a device that had no program then, as a new pod's has not.
  * The backend knows the client by its own address, and would reset it under another.
  */
-static __always_inline bool snat_late(const struct packet *pkt)
+static __noinline bool snat_late(const struct packet *pkt)
 {
 	struct tuple key = tuple_inverse(&pkt->t, HOOK_EGRESS);
 	struct conn *reply = bpf_map_lookup_elem(&conns, &key);
@@ -170,7 +170,6 @@ static __always_inline bool snat_late(const struct packet *pkt)
 /*
  * Chooses the source of a masqueraded connection at its first packet. c is the
  * snat entry. Of two packets that race, one stores its port; the other uses it.
- * Returns 0, 1 if it is too late for that, or a negative reason.
  */
 static __noinline int snat_allocate(struct __sk_buff *skb, const struct packet *pkt, struct conn *c)
 {
@@ -182,8 +181,6 @@ static __noinline int snat_allocate(struct __sk_buff *skb, const struct packet *
 	__u32 *ports = (__u32 *)&c->port;
 	int err;
 
-	if (snat_late(pkt))
-		return 1;
 	err = snat_addr(skb, pkt, &unsnat.daddr);
 	if (!err)
 		err = snat_insert(skb, pkt, &unsnat);
