@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	lead     = 200 * time.Millisecond // from an order until its beginning
-	bunch    = 1000                   // connections between two times that the server takes them
+	lead  = 200 * time.Millisecond // from an order until its beginning
+	bunch = 1000                   // connections between two times that the server takes them
 )
 
 // meter reads what a block costs.

@@ -3,6 +3,8 @@
 package live
 
 import (
+	"slices"
+
 	"github.com/lbproxy/lbproxy/bench/result"
 	"github.com/lbproxy/lbproxy/bench/scenario"
 )
@@ -41,11 +43,19 @@ func (c *curves) add(services int, arms []result.Arm) {
 					values[j] = float64(b.Connect.ValueAtQuantile(50)) / 1e9
 				}
 			}
-			if i == len(c.scales[k].Series) {
-				c.scales[k].Series = append(c.scales[k].Series, result.Series{Arm: arms[i].Label()})
-			}
-			s := &c.scales[k].Series[i]
+			s := c.series(k, arms[i].Label())
 			s.Points = append(s.Points, result.Point{X: float64(services), Values: values})
 		}
 	}
+}
+
+// series is that of an arm, which may have been left out before.
+func (c *curves) series(scale int, arm string) *result.Series {
+	all := &c.scales[scale].Series
+	i := slices.IndexFunc(*all, func(s result.Series) bool { return s.Arm == arm })
+	if i < 0 {
+		i = len(*all)
+		*all = append(*all, result.Series{Arm: arm})
+	}
+	return &(*all)[i]
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/lbproxy/lbproxy/bench/internal/node"
 	"github.com/lbproxy/lbproxy/bench/internal/worker"
 	"github.com/lbproxy/lbproxy/bench/result"
 	"github.com/lbproxy/lbproxy/bench/scenario"
@@ -18,8 +19,12 @@ import (
 // workerKind is what this program's workers are started as.
 const workerKind = "live"
 
-// Main is this program's life as a worker. It returns at once in a process that is none.
-func Main() { worker.Main(workerKind, newHand) }
+// Main is this program's life as a worker, or as a program that a kube-proxy calls. It
+// returns at once in a process that is neither.
+func Main() {
+	worker.Main(workerKind, newHand)
+	node.AidMain()
+}
 
 // The verbs of a worker.
 const (

@@ -24,10 +24,11 @@ import (
 
 // Options say what is run.
 type Options struct {
-	Set       string // Quick or Full
-	Scenarios string // names or files, with commas; empty: all that have a live part
-	Program   string // lbproxy
-	Out       string // the file for the result, which is written after each scenario
+	Set       string   // Quick or Full
+	Scenarios string   // names or files, with commas; empty: all that have a live part
+	Program   string   // lbproxy
+	Out       string   // the file for the result, which is written after each scenario
+	Command   []string // that repeats this run
 }
 
 // session is one run.
@@ -45,7 +46,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	s := &session{Options: o, file: &result.File{
-		Command: os.Args, Machine: observe.ThisMachine(), Quick: o.Set == Quick, Knobs: map[string]string{},
+		Command: o.Command, Machine: observe.ThisMachine(), Quick: o.Set == Quick, Knobs: map[string]string{},
 	}}
 	if err := s.prepare(ctx, plans); err != nil {
 		return err
@@ -137,38 +138,31 @@ func (s *session) scenario(ctx context.Context, p *plan) error {
 
 // measure builds a lab for each proxy and lets all take turns.
 func (s *session) measure(ctx context.Context, p *plan, services int) (arms []result.Arm, order []int, err error) {
-	sites := map[arm]*site{}
-	var all []*site
+	sites, err := s.build(ctx, p, services)
 	defer func() {
-		for _, st := range all {
-			err = errors.Join(err, st.Close())
+		closed := map[*site]bool{} // several arms may have one
+		for _, st := range sites {
+			if !closed[st] {
+				closed[st] = true
+				err = errors.Join(err, st.Close())
+			}
 		}
 	}()
-	for _, group := range p.sites() {
-		s.progress.step(fmt.Sprintf("%s: %s with %d Services starts", p.sc.Name, group[0].name, services), 0)
-		var algorithms []string
-		for _, a := range group {
-			algorithms = append(algorithms, a.algorithm)
-		}
-		st, err := newSite(ctx, p.sc, group[0].name, algorithms, max(services, len(algorithms)), s.programs)
-		if err != nil {
-			return nil, nil, err
-		}
-		all = append(all, st)
-		for _, a := range group {
-			sites[a] = st
-		}
-		s.knobs(st)
+	if err != nil {
+		return nil, nil, err
 	}
+	var there []arm
 	for _, a := range p.arms {
-		arms = append(arms, result.Arm{Name: a.name, Algorithm: shown(a)})
+		if sites[a] != nil {
+			there = append(there, a)
+			arms = append(arms, result.Arm{Name: a.name, Algorithm: a.algorithm})
+		}
 	}
-	order = turns(len(p.arms), p.sc.Live.Rounds)
-	each := p.duration() / time.Duration(len(order)*len(p.sc.Live.Services))
+	order = turns(len(there), p.sc.Live.Rounds)
+	each := p.duration() / time.Duration(max(1, len(order))*len(p.sc.Live.Services))
 	for i, k := range order {
-		a := p.arms[k]
 		s.progress.step(fmt.Sprintf("%s: %s, block %d of %d", p.sc.Name, arms[k].Label(), i+1, len(order)), each)
-		b, err := sites[a].block(ctx, a.algorithm, i/(2*len(p.arms))%runtime.NumCPU())
+		b, err := sites[there[k]].block(ctx, there[k].algorithm, i/(2*len(there))%runtime.NumCPU())
 		if err != nil {
 			return nil, nil, err
 		}
@@ -178,12 +172,32 @@ func (s *session) measure(ctx context.Context, p *plan, services int) (arms []re
 	return arms, order, nil
 }
 
-// shown is the algorithm as results have it.
-func shown(a arm) string {
-	if a.name == "direct" && a.algorithm == "" {
-		return ""
+// build makes a site for each arm. A proxy that does not start is left out, with a
+// warning: kube-proxy's iptables may need longer than anybody waits.
+func (s *session) build(ctx context.Context, p *plan, services int) (map[arm]*site, error) {
+	sites := map[arm]*site{}
+	for _, group := range p.sites() {
+		s.progress.step(fmt.Sprintf("%s: %s with %d Services starts", p.sc.Name, group[0].name, services), 0)
+		var algorithms []string
+		for _, a := range group {
+			algorithms = append(algorithms, a.algorithm)
+		}
+		st, err := newSite(ctx, p.sc, group[0].name, algorithms, max(services, len(algorithms)), s.programs)
+		if ctx.Err() != nil || err != nil && group[0].name == "direct" {
+			return sites, errors.Join(ctx.Err(), err)
+		}
+		if err != nil {
+			w := fmt.Sprintf("scenario %s, %d Services: left out: %v", p.sc.Name, services, err)
+			s.file.Warnings = append(s.file.Warnings, w)
+			s.progress.line("warning: " + w)
+			continue
+		}
+		for _, a := range group {
+			sites[a] = st
+		}
+		s.knobs(st)
 	}
-	return a.algorithm
+	return sites, nil
 }
 
 // knobs notes what holds in the labs.

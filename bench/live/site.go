@@ -26,7 +26,7 @@ const (
 	clientPod  = "client"
 	serverPod  = "server"
 	peerPod    = "peer"
-	startLimit = 10 * time.Minute // of a proxy with its Services
+	startLimit = 4 * time.Minute // of a proxy with its Services
 )
 
 var (

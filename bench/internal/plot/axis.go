@@ -97,6 +97,14 @@ func Number(v float64) string {
 	return out.String()
 }
 
+// Short writes thousands with a k.
+func Short(v float64) string {
+	if v >= 1000 && math.Mod(v, 1000) == 0 {
+		return Number(v/1000) + "k"
+	}
+	return Number(v)
+}
+
 // Time writes seconds as people do, with three digits.
 func Time(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))

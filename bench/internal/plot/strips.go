@@ -13,7 +13,8 @@ type Strip struct {
 	Label  string
 	Values []float64 // 1 is fair
 	Groups []int     // of the values; those of a group are neighbours
-	Note   string    // at the end
+	Note   string    // at the end, if there is room
+	Short  string    // at the end, if there is little
 }
 
 // Strips are rows of bars on one scale, with a line at the fair share.
@@ -29,7 +30,8 @@ const (
 	stripHeight = 34
 	stripStep   = 62
 	groupGap    = 6
-	highest     = 3 // times the fair share: what is more is cut
+	narrow      = 450 // has little room for notes
+	highest     = 3   // times the fair share: what is more is cut
 )
 
 // SVG draws the rows.
@@ -58,9 +60,13 @@ func Box(colour int) string {
 
 func (r *Strip) draw(b *bytes.Buffer, s *Strips, top, most float64) {
 	width := s.Width
+	note := r.Note
+	if width < narrow {
+		note = r.Short
+	}
 	base := top + 16 + stripHeight
 	fmt.Fprintf(b, `<text class="ink" x="0" y="%.1f">%s</text><text class="dim" x="%.1f" y="%.1f" text-anchor="end">%s</text>`+"\n",
-		top+8, html.EscapeString(r.Label), width, top+8, html.EscapeString(r.Note))
+		top+8, html.EscapeString(r.Label), width, top+8, html.EscapeString(note))
 	gaps := 0.0
 	for i := 1; i < len(r.Groups); i++ {
 		if r.Groups[i] != r.Groups[i-1] {

@@ -45,6 +45,11 @@ func TestPageInBrowser(t *testing.T) {
 				`getComputedStyle(document.querySelector("figure .narrow")).display`:           map[bool]string{false: "none", true: "block"}[phone],
 				`getComputedStyle(document.body).backgroundColor === "rgb(255, 255, 255)"`:     fmt.Sprint(!dark),
 				`performance.getEntriesByType("resource").length`:                              "0",
+				// No label of a picture covers another.
+				`[...document.querySelectorAll("figure svg")].filter(s => s.getClientRects().length).flatMap(s => {
+					const boxes = [...s.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
+					return boxes.flatMap(([x, a], i) => boxes.slice(i + 1).filter(([, b]) =>
+						a.left < b.right - 2 && b.left < a.right - 2 && a.top < b.bottom - 4 && b.top < a.bottom - 4).map(([y]) => x + " and " + y)) }).join()`: "",
 				// Every label is inside of its picture.
 				`[...document.querySelectorAll("figure svg text")].filter(t => t.getClientRects().length && (() => {
 					const a = t.getBoundingClientRect(), b = t.ownerSVGElement.getBoundingClientRect();

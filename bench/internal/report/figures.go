@@ -225,7 +225,7 @@ func sharesFigure(sc *scene) (figure, bool) {
 		if math.IsNaN(f.Jain) {
 			continue
 		}
-		row := plot.Strip{Label: sc.Arms[i].Label(), Note: fmt.Sprintf("max/mean %.3g, CV %.3g, Jain %.3g", f.Max, f.CV, f.Jain)}
+		row := plot.Strip{Label: sc.Arms[i].Label(), Note: fmt.Sprintf("max/mean %.3g, CV %.3g, Jain %.3g", f.Max, f.CV, f.Jain), Short: fmt.Sprintf("CV %.3g", f.CV)}
 		var counts, weights []float64
 		for _, s := range b.Backends {
 			if s.Weight == 0 {
@@ -263,7 +263,7 @@ func sharesFigure(sc *scene) (figure, bool) {
 
 // scaleFigure draws a measure against a number, with the spread of the blocks.
 func scaleFigure(s *result.Scale) figure {
-	x := plot.Axis{Title: s.X, Log: true, Low: math.Inf(1), Label: plot.Number}
+	x := plot.Axis{Title: s.X, Log: true, Low: math.Inf(1), Label: plot.Short}
 	y := plot.Axis{Title: s.Unit, Low: math.Inf(1)}
 	var lines []plot.Line
 	next := 0

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/lbproxy/lbproxy/bench/result"
@@ -123,7 +124,8 @@ func list(lines []string) string {
 func scenariosMarkdown(all *gathered) string {
 	var b strings.Builder
 	for _, sc := range all.scenes {
-		fmt.Fprintf(&b, "### %s\n\n%s\n\n%s\n", sc.Name, strings.TrimSpace(sc.Question+" "+sc.About), scenarioTable(sc).markdown())
+		general := slices.DeleteFunc(slices.Clone(sc.measures), func(m *measure) bool { return !slices.Contains(allMeasures, m) })
+		fmt.Fprintf(&b, "### %s\n\n%s %s.\n\n%s\n", sc.Name, sc.Question, strings.TrimSuffix(upper(sc.About), "."), scenarioTable(sc, general).markdown())
 	}
 	return b.String()
 }
@@ -150,7 +152,7 @@ func environment(files []*result.File) string {
 		m := f.Machine
 		line := fmt.Sprintf("%s, Linux %s, %d x %s, %s, load average %s before and %s after", m.Time.Format("2 January 2006, 15:04 UTC"), m.Kernel, m.CPUs, m.CPU, m.Go, m.LoadBefore, m.LoadAfter)
 		if f.Commit != "" {
-			line += ", commit " + f.Commit
+			line += ", commit " + short(f.Commit)
 		}
 		lines = append(lines, line+": `"+command(f)+"`")
 	}

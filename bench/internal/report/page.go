@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"html/template"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -71,7 +70,7 @@ func build(names []string, files []*result.File) page {
 	all := gather(files)
 	p := page{Style: template.CSS(plot.Style + pageStyle), Warnings: warnings(files, all.scenes)}
 	for i, f := range files {
-		r := run{Data: names[i], Commit: f.Commit, Command: command(f), Machine: f.Machine}
+		r := run{Data: names[i], Commit: short(f.Commit), Command: command(f), Machine: f.Machine}
 		for _, k := range slices.Sorted(maps.Keys(f.Knobs)) {
 			r.Knobs = append(r.Knobs, [2]string{k, f.Knobs[k]})
 		}
@@ -85,7 +84,7 @@ func build(names []string, files []*result.File) page {
 	p.Costs = comparisonTable(sorted, func(c *Comparison) bool { return c.Versus == "direct" })
 	p.Predictions = predictionTable(all.scenes)
 	for _, sc := range all.scenes {
-		v := scenarioView{Name: sc.Name, Question: sc.Question, About: sc.About, File: sc.File, Order: orderOf(sc.Scenario), Table: scenarioTable(sc), Figures: figuresOf(sc)}
+		v := scenarioView{Name: sc.Name, Question: sc.Question, About: sc.About, File: sc.File, Order: orderOf(sc.Scenario), Table: scenarioTable(sc, sc.measures), Figures: figuresOf(sc)}
 		for _, e := range sc.Events {
 			v.Events = append(v.Events, fmt.Sprintf("%s: %s", plot.Time(e.At), e.What))
 		}
@@ -142,10 +141,13 @@ func orderOf(sc *result.Scenario) string {
 	return b.String()
 }
 
+// short is enough of a commit to find it.
+func short(commit string) string { return commit[:min(12, len(commit))] }
+
 // command is what repeats a run. What go run built has no name that lasts.
 func command(f *result.File) string {
 	words := slices.Clone(f.Command)
-	if len(words) > 0 && filepath.Base(words[0]) == "bench" {
+	if len(words) > 0 && words[0] != "go" {
 		words = append([]string{"go", "run", "./bench"}, words[1:]...)
 	}
 	return strings.Join(words, " ")

@@ -84,9 +84,8 @@ func (c *Comparison) interval() string {
 	return interval(c.Gain, factor)
 }
 
-// scenarioTable has every arm and every measure of a scenario, and the ratio to direct.
-func scenarioTable(sc *scene) *table {
-	ms := sc.measures
+// scenarioTable has every arm of a scenario by some of its measures, and the ratio to direct.
+func scenarioTable(sc *scene, ms []*measure) *table {
 	t := &table{Head: []string{"arm"}, Text: []bool{true}}
 	direct := sc.find("direct")
 	main := mainMeasure(sc)
