@@ -13,7 +13,8 @@
 
 char __license[] SEC("license") = "Dual BSD/GPL";
 
-#define NEXT TC_ACT_UNSPEC /* go on with other programs, then the stack */
+#define NEXT TC_ACT_UNSPEC	     /* go on with other programs, then the stack */
+#define FLOW_IDLE (3 * NSEC_PER_SEC) /* times are noted once a second */
 
 /* Pods are known by the device that their packets come from, not by their addresses. */
 const volatile __u32 pods_by_device = 0;
@@ -61,20 +62,41 @@ static __always_inline bool may_begin(const struct packet *pkt)
 }
 
 /*
- * A client may use one port for a VIP and for one of its backends directly, at a time or,
- * of UDP, while we remember the one after its end: then the backend could not tell the
- * two apart, and neither could we its replies. Says if a packet starts such a direct
- * connection.
+ * A client may use one port for a VIP and for one of its backends directly: then
+ * the backend could not tell the two apart, and neither could we its replies.
+ * Says if a packet starts such a direct connection.
  */
 static __noinline bool collides(const struct packet *pkt)
 {
 	struct tuple reply = tuple_inverse(&pkt->t, HOOK_EGRESS);
 	struct conn *c;
 
-	if (!may_begin(pkt))
+	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return false;
 	c = bpf_map_lookup_elem(&conns, &reply);
-	return c && !(c->flags & (CONN_WATCH | CONN_SNAT));
+	return c && !(c->flags & CONN_WATCH);
+}
+
+/*
+ * The same of datagrams, as far as it can be told: a flow to a VIP is remembered after
+ * its socket's end, and a socket that takes the port again and sends to the backend
+ * itself would get answers from the VIP. A datagram that comes when the flow has been
+ * idle for a while ends it. One that comes earlier may be the flow's own, on its way
+ * through a second device.
+ */
+static __noinline int flow_outlived(const struct packet *pkt)
+{
+	struct tuple key = tuple_inverse(&pkt->t, HOOK_EGRESS);
+	struct conn *c = bpf_map_lookup_elem(&conns, &key);
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (!c || c->flags & (CONN_WATCH | CONN_SNAT) || !is_idle(now, c->last, FLOW_IDLE))
+		return 0;
+	key = forward_key(&key, c);
+	c = bpf_map_lookup_elem(&conns, &key);
+	if (c && is_idle(now, c->last, FLOW_IDLE))
+		conn_remove(&key, c);
+	return 0;
 }
 
 /* Says whether a packet is from a pod. */
@@ -156,6 +178,8 @@ static __always_inline int ingress_new(struct __sk_buff *skb, const struct packe
 	} else {
 		if (unknown_port(pkt))
 			return refuse_packet(skb, pkt);
+		if (pkt->t.proto == IPPROTO_UDP)
+			flow_outlived(pkt);
 		if (!collides(pkt))
 			return NEXT;
 		c.addr = pkt->t.daddr;
@@ -254,6 +278,8 @@ static __always_inline int egress(struct __sk_buff *skb, __u32 l3)
 	if (c->flags & CONN_WATCH)
 		return conn_watch(skb, &pkt, c);
 	if (c->flags & CONN_SNAT) {
+		if (!c->port && snat_late(&pkt))
+			return NEXT;
 		err = c->port ? 0 : snat_allocate(skb, &pkt, c);
 		if (err)
 			return drop(err);

@@ -167,15 +167,15 @@ static __always_inline void conn_request(const struct packet *pkt, struct conn *
 
 /*
  * Says whether a packet of a known connection starts a new one: a SYN after the
- * old one's end, or anything while the chosen backend (a direct connection has none) has
- * left without a word. So does a SYN that nobody has answered when its backend no longer
- * takes new connections or is suspect: it may be sent again, or be another connection's,
- * from a port that its client has given up.
+ * old one's end, or anything while the chosen backend has left without a word. So does
+ * a SYN that nobody has answered when its backend no longer takes new connections or is
+ * suspect: it may be sent again, or be another connection's, from a port that its client
+ * has given up.
  */
 static __always_inline bool conn_restarts(const struct packet *pkt, const struct conn *fwd)
 {
 	if (pkt->t.proto == IPPROTO_UDP)
-		return fwd->backend && !backend_serves(fwd->backend, fwd->gen);
+		return !backend_serves(fwd->backend, fwd->gen);
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return false;
 	if (fwd->state & CONN_CLOSED)

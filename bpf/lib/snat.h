@@ -155,6 +155,19 @@ static __always_inline int snat_insert(struct __sk_buff *skb, const struct packe
 }
 
 /*
+ * Says whether the backend has answered a connection that has no source of ours yet: its
+ * first packets left through a device that had no program then, as a new pod's has not.
+ * The backend knows the client by its own address, and would reset it under another.
+ */
+static __noinline bool snat_late(const struct packet *pkt)
+{
+	struct tuple key = tuple_inverse(&pkt->t, HOOK_EGRESS);
+	struct conn *reply = bpf_map_lookup_elem(&conns, &key);
+
+	return reply && reply->state & CONN_REPLIED;
+}
+
+/*
  * Chooses the source of a masqueraded connection at its first packet. c is the
  * snat entry. Of two packets that race, one stores its port; the other uses it.
  */

@@ -23,12 +23,12 @@ static __always_inline __u64 conn_timeout(const struct tuple *t, __u32 state)
 	return s * NSEC_PER_SEC;
 }
 
-/* Adds one to what is found open of a backend; a direct connection has none. */
+/* Adds one to what is found open of a backend. */
 static __always_inline void recount(__u32 backend)
 {
 	__u64 *n = bpf_map_lookup_elem(&recounts, &backend);
 
-	if (n && backend)
+	if (n)
 		__sync_fetch_and_add(n, 1);
 }
 

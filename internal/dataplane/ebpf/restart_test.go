@@ -43,6 +43,24 @@ func (r *rig) pins() int {
 	return len(links)
 }
 
+// TestLateDevice makes a connection to a backend behind a device that has no program yet,
+// as a new pod's has not for a moment, so that nobody masquerades its first packets. It
+// goes on when the device has one.
+func TestLateDevice(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Devices = []string{"[^v]*", "v-[^b]*"} }) // not v-backend1
+	r.sync(dataplane.Delta{Put: []*dataplane.Service{r.svc("web", lb.IPv4, lb.TCP, "random", r.pods(lb.IPv4, "backend1"),
+		frontend(lb.LoadBalancer, lb.TCP, vips[lb.IPv4], lb.MasqueradeAlways))}})
+	c := r.open(lab.Outside, lab.TCP, vips[lb.IPv4])
+	r.ping(c, "before the device has a program")
+	r.stop()
+	r.opts.Devices = nil
+	r.start()
+	r.ping(c, "when it has one")
+	if got, _ := r.dial(lab.Outside, lab.Request{Proto: lab.TCP, To: netip.MustParseAddrPort(vips[lb.IPv4])}, 1); got["backend1"] != 1 {
+		t.Errorf("a new connection: %v, want backend1", got)
+	}
+}
+
 // TestRestartUnderLoad ends the agent and starts another one, while connections
 // go on and new ones are made. Nothing fails, and nothing is written.
 func TestRestartUnderLoad(t *testing.T) {
