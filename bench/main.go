@@ -123,16 +123,16 @@ func run(ctx context.Context) error {
 		var rows []row
 		rows, err = s.run(ctx, sz)
 		r.Rows = append(r.Rows, rows...)
+		r.Machine.LoadAfter = observe.Load()
+		if err == nil { // a later part may fail, or be waited for in vain
+			err = observe.Save(*out, r)
+		}
 		fmt.Fprintf(os.Stderr, "bench: %s took %s\n", s.name, time.Since(begin).Round(time.Millisecond))
 	}
 	if cerr := p.Close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
-		return err
-	}
-	r.Machine.LoadAfter = observe.Load()
-	if err := observe.Save(*out, r); err != nil {
 		return err
 	}
 	return printRows(os.Stdout, r)

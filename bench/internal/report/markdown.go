@@ -152,7 +152,7 @@ func environment(files []*result.File) string {
 		m := f.Machine
 		line := fmt.Sprintf("%s, Linux %s, %d x %s, %s, load average %s before and %s after", m.Time.Format("2 January 2006, 15:04 UTC"), m.Kernel, m.CPUs, m.CPU, m.Go, m.LoadBefore, m.LoadAfter)
 		if f.Commit != "" {
-			line += ", commit " + f.Commit
+			line += ", commit " + short(f.Commit)
 		}
 		lines = append(lines, line+": `"+command(f)+"`")
 	}

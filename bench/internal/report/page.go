@@ -70,7 +70,7 @@ func build(names []string, files []*result.File) page {
 	all := gather(files)
 	p := page{Style: template.CSS(plot.Style + pageStyle), Warnings: warnings(files, all.scenes)}
 	for i, f := range files {
-		r := run{Data: names[i], Commit: f.Commit, Command: command(f), Machine: f.Machine}
+		r := run{Data: names[i], Commit: short(f.Commit), Command: command(f), Machine: f.Machine}
 		for _, k := range slices.Sorted(maps.Keys(f.Knobs)) {
 			r.Knobs = append(r.Knobs, [2]string{k, f.Knobs[k]})
 		}
@@ -140,6 +140,9 @@ func orderOf(sc *result.Scenario) string {
 	}
 	return b.String()
 }
+
+// short is enough of a commit to find it.
+func short(commit string) string { return commit[:min(12, len(commit))] }
 
 // command is what repeats a run. What go run built has no name that lasts.
 func command(f *result.File) string {

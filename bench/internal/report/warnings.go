@@ -26,7 +26,7 @@ func warnings(files []*result.File, scenes []*scene) []string {
 		}
 		out = append(out, f.Warnings...)
 		if l, err := strconv.ParseFloat(first(f.Machine.LoadBefore), 64); err == nil && l > 0.25*float64(f.Machine.CPUs) {
-			out = append(out, fmt.Sprintf("Others used the machine: its load average was %s before the run, with %d processors. Ratios of one block stand that, absolute times do not.",
+			out = append(out, fmt.Sprintf("Others used the machine: its load average was %s before the run, with %d processors. Ratios of what ran in the same block suffer less from that than absolute times.",
 				first(f.Machine.LoadBefore), f.Machine.CPUs))
 		}
 	}
