@@ -87,7 +87,29 @@ func newSite(ctx context.Context, sc *scenario.Scenario, name string, algorithms
 	if err := s.launch(ctx, programs); err != nil {
 		return nil, err
 	}
-	return s, s.warm()
+	if err := s.warm(); err != nil {
+		return nil, err
+	}
+	return s, s.settle(ctx)
+}
+
+// settle waits until the proxy has little to do, as it has after its start: what it does
+// then is not what is measured.
+func (s *site) settle(ctx context.Context) error {
+	const look, limit, idle = 500 * time.Millisecond, 30 * time.Second, 0.05
+	for begin := time.Now(); s.Cmd != nil && time.Since(begin) < limit; {
+		before, err := s.meter()
+		if err == nil {
+			err = node.Sleep(ctx, look)
+		}
+		if err != nil {
+			return err
+		}
+		if after, err := s.meter(); err != nil || after.proxy-before.proxy < idle*look.Seconds() {
+			return err
+		}
+	}
+	return nil
 }
 
 // isPeer tells whether the proxy is nginx or haproxy.
