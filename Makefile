@@ -15,7 +15,7 @@ DURATION  ?= 1h
 
 # Programs that need root are built as you and run through sudo.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),-exec "sudo -E env PATH=$$PATH")
-
+# Scripts that need root.
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -E env PATH=$$PATH)
 
 # What runs on Linux 6.1, the oldest kernel supported. Emulation is slow, so the
@@ -32,7 +32,7 @@ GOLANGCI := .cache/bin/golangci-lint
 	bench bench-scenarios bench-control bench-failover generate generate-check lint fmt clean need-root
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/lbproxy, or OUT
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(or $(OUT),bin/lbproxy) ./cmd/lbproxy
@@ -85,7 +85,7 @@ e2e-full: need-root image ## every one of these tests that a service proxy can p
 	@hack/deps.sh cluster-up
 	$(SUDO) test/e2e/build.sh && $(SUDO) test/e2e/images.sh && $(SUDO) test/e2e/full.sh
 
-e2e-ci: cluster-up ## what CI runs of it: the conformance tests of Services, with lbproxy
+e2e-ci: cluster-up ## that cluster up, the conformance tests of Services, and down again
 	@trap '$(SUDO) test/e2e/down.sh' EXIT; $(SUDO) test/e2e/run.sh '\[sig-network\] Services should.*\[Conformance\]'
 
 e2e-restart: need-root ## replaces lbproxy's pods in that cluster under load: no connection notices

@@ -16,7 +16,6 @@ import (
 // server is the serving part of a worker.
 type server struct {
 	backlog int // listening socket of portBacklog
-	queues  queues
 }
 
 func (s *server) serve() (err error) {

@@ -49,7 +49,7 @@ type suite struct {
 func sizes(benchtime string) (size, error) {
 	if benchtime == "1x" {
 		return size{blocks: 2, connects: 100, rounds: 200, stream: 40 * time.Millisecond,
-			contests: 1, requests: 100, passes: 1, gobench: "1x", services: 500, changes: 10, starts: 1}, nil
+			passes: 1, gobench: "1x", services: 500, changes: 10, starts: 1}, nil
 	}
 	d, err := time.ParseDuration(benchtime)
 	if err != nil || d <= 0 {
@@ -57,7 +57,7 @@ func sizes(benchtime string) (size, error) {
 	}
 	scale := func(n int) int { return max(2, int(float64(n)*d.Seconds())) }
 	return size{blocks: scale(20), connects: 1000, rounds: 2000, stream: 100 * time.Millisecond,
-		contests: scale(3), requests: 4000, passes: scale(5), gobench: "50ms", services: 10_000, changes: 100, starts: min(3, scale(2))}, nil
+		passes: scale(5), gobench: "50ms", services: 10_000, changes: 100, starts: min(3, scale(2))}, nil
 }
 
 // suites are all parts, in their order.
@@ -67,7 +67,6 @@ func suites(p *paths, program, ebpfTest, pickTest string) []suite {
 		{"packet", func(ctx context.Context, sz size) ([]row, error) { return packets(ctx, ebpfTest, sz) }},
 		{"pick", func(ctx context.Context, sz size) ([]row, error) { return picks(ctx, ebpfTest, pickTest, sz) }},
 		{"commit", func(ctx context.Context, sz size) ([]row, error) { return commits(ctx, ebpfTest, sz) }},
-		{"algorithms", algorithms},
 		{"agent", pipeline},
 		{"start", func(ctx context.Context, sz size) ([]row, error) { return starts(ctx, program, sz) }},
 	}
@@ -81,11 +80,12 @@ func run(ctx context.Context) error {
 	program := flag.String("lbproxy", "bin/lbproxy", "the program to measure")
 	ebpfTest := flag.String("ebpf", "bin/ebpf.test", "the compiled tests of internal/dataplane/ebpf")
 	pickTest := flag.String("pick", "bin/pick.test", "the compiled tests of internal/algo/picktest")
-	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, pick, commit, algorithms, agent, start")
+	only := flag.String("only", ".", "run the suites whose names match: connect, hook, rr, stream, packet, pick, commit, agent, start")
 	out := flag.String("out", "bench/out/latest.json", "file for all numbers")
-	scenarioOut := flag.String("result", "bench/out/scenarios.json", "file for all numbers of scenarios")
-	scenarios := flag.String("scenario", "", "run these scenarios of bench/scenarios in labs, with all their arms; `NAMES` with commas between them")
-	set := flag.String("set", "", "run all scenarios in labs, or those of -scenario: full, or quick, which only shows that everything runs")
+	opts := live.Options{Command: command()}
+	flag.StringVar(&opts.Out, "result", "bench/out/scenarios.json", "file for all numbers of scenarios")
+	flag.StringVar(&opts.Scenarios, "scenario", "", "run these scenarios of bench/scenarios in labs, with all their arms; `NAMES` with commas between them")
+	flag.StringVar(&opts.Set, "set", "", "run all scenarios in labs, or those of -scenario: full, or quick, which only shows that everything runs")
 	var rep report.Options
 	flag.StringVar(&rep.Results, "report", "", "measure nothing, and report the results of these `FILES` with commas between them")
 	flag.StringVar(&rep.Page, "html", "", "report: `FILE` for a page")
@@ -95,8 +95,8 @@ func run(ctx context.Context) error {
 	if rep.Results != "" {
 		return report.Write(rep)
 	}
-	if *scenarios != "" || *set != "" {
-		return live.Run(ctx, live.Options{Set: *set, Scenarios: *scenarios, Program: *program, Out: *scenarioOut})
+	if opts.Program = *program; opts.Scenarios != "" || opts.Set != "" {
+		return live.Run(ctx, opts)
 	}
 	sz, err := sizes(*benchtime)
 	if err != nil {

@@ -176,7 +176,6 @@ type size struct {
 	gobench                  string // their -test.benchtime
 	services, changes        int
 	starts                   int
-	contests, requests       int // blocks of the algorithms' suite, and each arm's requests
 }
 
 func (p *paths) connects(ctx context.Context, sz size) ([]row, error) {

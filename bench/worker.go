@@ -30,8 +30,6 @@ const (
 	verbReconnect = "udp-reconnect" // one UDP socket that connects N times
 	verbRR        = "rr"            // N exchanges of one byte on one connection
 	verbStream    = "stream"        // For so long, as much as goes
-	verbQueues    = "queues"        // a queue for each Slowdown, on the ports from portQueue on
-	verbOpenLoop  = "open-loop"     // N requests at Rate, each in need of For on average
 )
 
 // order is one line to a worker.
@@ -41,11 +39,6 @@ type order struct {
 	N    int            `json:",omitempty"`
 	For  time.Duration  `json:",omitempty"`
 	CPU  int            `json:",omitempty"`
-
-	Targets  []netip.AddrPort `json:",omitempty"`
-	Rate     float64          `json:",omitempty"` // a second
-	Seed     uint64           `json:",omitempty"`
-	Slowdown []float64        `json:",omitempty"`
 }
 
 // result is one line from a worker.
@@ -58,8 +51,6 @@ type result struct {
 	Total   float64 `json:",omitempty"` // bytes, with those outside of Seconds
 	CPU     float64 `json:",omitempty"` // processor seconds
 	N       int     `json:",omitempty"`
-	Mean    float64 `json:",omitempty"` // ns
-	Counts  []int   `json:",omitempty"` // requests of each target
 }
 
 // hand is a worker of this bench.
@@ -106,10 +97,6 @@ func (s *server) carryOut(o order) (result, error) {
 		return exchangeMany(o)
 	case verbStream:
 		return stream(o)
-	case verbQueues:
-		return result{}, s.queues.start(o.Slowdown)
-	case verbOpenLoop:
-		return openLoop(o)
 	}
 	return result{}, fmt.Errorf("unknown verb %q", o.Verb)
 }

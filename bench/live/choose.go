@@ -53,16 +53,18 @@ func (c *chooser) enter(at float64) int {
 		}
 		c.changes = c.changes[1:]
 	}
-	best := -1
-	if c.rule == "" {
-		best = c.next()
-	} else {
-		best = c.least()
-	}
+	best := c.choose()
 	if best >= 0 {
 		c.active[best]++
 	}
 	return best
+}
+
+func (c *chooser) choose() int {
+	if c.rule == "" {
+		return c.next()
+	}
+	return c.least()
 }
 
 func (c *chooser) leave(backend int) {

@@ -59,13 +59,11 @@ func load(o order) (*outcome, error) {
 	if o.Direct {
 		c.chooser = newChooser(sc, o.Rule)
 	}
-	c.records = make([]record, len(c.all))
 	if sc.Live.Mode == "closed" {
 		c.closed(sc.Live.Workers)
 	} else {
 		c.open()
 	}
-	c.wg.Wait()
 	return summarize(sc, c.records), nil
 }
 
@@ -73,11 +71,13 @@ func (c *crowd) open() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	sharpen()
+	c.records = make([]record, len(c.all))
 	for i, a := range c.all {
 		due := c.Start.Add(time.Duration(a.At * float64(time.Second)))
 		sleepUntil(due)
 		c.wg.Go(func() { c.records[i] = c.request(i, due) })
 	}
+	c.wg.Wait()
 }
 
 // sleepUntil is more exact than time.Sleep, which may be a millisecond late.
@@ -92,22 +92,26 @@ func sleepUntil(t time.Time) {
 // requests would take to come.
 func (c *crowd) closed(workers int) {
 	var next atomic.Int64
+	var mu sync.Mutex
+	var made []record
 	sleepUntil(c.Start)
 	end := c.Start.Add(time.Duration(c.all[len(c.all)-1].At * float64(time.Second)))
 	for range workers {
 		c.wg.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(c.all); i = int(next.Add(1)) - 1 {
-				now := time.Now()
-				if now.After(end) {
-					next.Add(-1) // it is nobody's
-					break
+			for now := time.Now(); now.Before(end); now = time.Now() {
+				i := int(next.Add(1)) - 1
+				if i >= len(c.all) {
+					return
 				}
-				c.records[i] = c.request(i, now)
+				r := c.request(i, now)
+				mu.Lock()
+				made = append(made, r)
+				mu.Unlock()
 			}
 		})
 	}
 	c.wg.Wait()
-	c.records = c.records[:min(int(next.Load()), len(c.all))]
+	c.records = made
 }
 
 // request makes one.

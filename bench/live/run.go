@@ -24,10 +24,11 @@ import (
 
 // Options say what is run.
 type Options struct {
-	Set       string // Quick or Full
-	Scenarios string // names or files, with commas; empty: all that have a live part
-	Program   string // lbproxy
-	Out       string // the file for the result, which is written after each scenario
+	Set       string   // Quick or Full
+	Scenarios string   // names or files, with commas; empty: all that have a live part
+	Program   string   // lbproxy
+	Out       string   // the file for the result, which is written after each scenario
+	Command   []string // that repeats this run
 }
 
 // session is one run.
@@ -45,7 +46,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	s := &session{Options: o, file: &result.File{
-		Command: os.Args, Machine: observe.ThisMachine(), Quick: o.Set == Quick, Knobs: map[string]string{},
+		Command: o.Command, Machine: observe.ThisMachine(), Quick: o.Set == Quick, Knobs: map[string]string{},
 	}}
 	if err := s.prepare(ctx, plans); err != nil {
 		return err

@@ -12,7 +12,7 @@ import (
 func TestLiveErrors(t *testing.T) {
 	const good = "name: x\nrequests: 10\nload: [0.5]\nbackends: [{name: a}]\nalgorithms: [{name: random}]\nlive: "
 	for live, want := range map[string]string{
-		"{arms: [direct, nginx random two, lbproxy-ebpf]}":         "",
+		"{arms: [direct, nginx random two, lbproxy-ebpf]}": "",
 		"{arms: []}":                                               "arms: missing",
 		"{arms: [envoy]}":                                          `"envoy": no such proxy`,
 		"{arms: [nginx leastconn]}":                                `nginx has no "leastconn": want one of round-robin, least_conn`,

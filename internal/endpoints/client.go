@@ -3,6 +3,7 @@
 package endpoints
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"strings"
@@ -87,16 +88,17 @@ func (d *sliceDecoder) Decode(data []byte, defaults *schema.GroupVersionKind, in
 
 // protobufMagic begins every object of Kubernetes in protobuf. Then comes an envelope
 // that says what it is: runtime.Unknown.
-const protobufMagic = "k8s\x00"
+var protobufMagic = []byte("k8s\x00")
 
 // slice reads data if it is an EndpointSlice.
 func (d *sliceDecoder) slice(data []byte) (*discovery.EndpointSlice, bool) {
-	text, ok := strings.CutPrefix(string(data), protobufMagic)
+	data, ok := bytes.CutPrefix(data, protobufMagic)
 	if !ok {
 		return nil, false
 	}
-	var version, kind, raw, encoding string
-	w := wire{rest: text}
+	var version, kind, encoding string
+	var raw span
+	w := wire{rest: span{data, string(data)}} // data is used again when this returns
 	for f := (field{}); w.next(&f); {
 		switch f.key {
 		case asBytes(1):
@@ -104,16 +106,16 @@ func (d *sliceDecoder) slice(data []byte) (*discovery.EndpointSlice, bool) {
 			for f := (field{}); t.next(&f); {
 				switch f.key {
 				case asBytes(1):
-					version = f.bytes
+					version = f.bytes.text
 				case asBytes(2):
-					kind = f.bytes
+					kind = f.bytes.text
 				}
 			}
 			w.bad = w.bad || t.bad
 		case asBytes(2):
 			raw = f.bytes
 		case asBytes(3):
-			encoding = f.bytes
+			encoding = f.bytes.text
 		}
 	}
 	if w.bad || encoding != "" || kind != sliceKind.Kind || version != discovery.SchemeGroupVersion.String() {

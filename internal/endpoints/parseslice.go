@@ -158,7 +158,7 @@ func parseSlice(in *discovery.EndpointSlice, o *Options) *slice {
 
 func (s *slice) parsePorts(in *discovery.EndpointSlice, p *problems) {
 	for i, sp := range in.Ports {
-		field := fmt.Sprintf("ports[%d]", i)
+		wrong := func(field, reason string, err error) { p.add(fmt.Sprintf("ports[%d].%s", i, field), reason, err) }
 		proto := lb.TCP
 		var err error
 		if sp.Protocol != nil {
@@ -166,13 +166,13 @@ func (s *slice) parsePorts(in *discovery.EndpointSlice, p *problems) {
 		}
 		switch {
 		case sp.Name == nil:
-			p.add(field+".name", ReasonInvalidPort, errors.New("is not set"))
+			wrong("name", ReasonInvalidPort, errors.New("is not set"))
 		case sp.Port == nil:
-			p.add(field+".port", ReasonInvalidPort, errors.New("is not set: all ports is not supported"))
+			wrong("port", ReasonInvalidPort, errors.New("is not set: all ports is not supported"))
 		case !validPort(*sp.Port):
-			p.add(field+".port", ReasonInvalidPort, fmt.Errorf("%d is outside 1..65535", *sp.Port))
+			wrong("port", ReasonInvalidPort, fmt.Errorf("%d is outside 1..65535", *sp.Port))
 		case err != nil:
-			p.add(field+".protocol", ReasonUnsupportedProto, err)
+			wrong("protocol", ReasonUnsupportedProto, err)
 		default:
 			s.ports = append(s.ports, slicePort{*sp.Name, proto, uint16(*sp.Port)})
 		}

@@ -6,79 +6,72 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// wire is what is left of a message of protobuf. Parts of it are read without a copy.
-// Source: protobuf.dev, "Encoding".
+// span is a run of bytes, and the same as text: parts of it are kept without a copy.
+type span struct {
+	raw  []byte
+	text string
+}
+
+// part returns the bytes from one index up to another.
+func (s span) part(from, to int) span { return span{s.raw[from:to], s.text[from:to]} }
+
+// wire is what is left of a message of protobuf.
 type wire struct {
-	rest string
+	rest span
 	bad  bool // it is no message: nothing that was read counts
 }
 
-// The types of fields: the low bits of what stands before a value.
-const (
-	wireVarint  = 0
-	wireFixed64 = 1
-	wireBytes   = 2
-	wireFixed32 = 5
-)
-
 // field is one value of a message.
 type field struct {
-	key    uint64 // number<<3 | type
+	key    uint64 // number and type, as on the wire
 	number uint64 // of a varint
-	bytes  string // of everything else
+	bytes  span   // of a string or a message
 }
 
 // The keys of a field of this number.
-func asVarint(number uint64) uint64 { return number<<3 | wireVarint }
-func asBytes(number uint64) uint64  { return number<<3 | wireBytes }
+func asVarint(n protowire.Number) uint64 { return protowire.EncodeTag(n, protowire.VarintType) }
+func asBytes(n protowire.Number) uint64  { return protowire.EncodeTag(n, protowire.BytesType) }
 
-func (w *wire) varint() (v uint64) {
-	for i := range min(len(w.rest), 10) {
-		b := w.rest[i]
-		v |= uint64(b&0x7f) << (7 * i)
-		if b < 0x80 {
-			w.rest = w.rest[i+1:]
-			return v
-		}
-	}
-	w.bad = true
-	return 0
-}
-
-// take returns the next n bytes.
-func (w *wire) take(n uint64) (s string) {
-	if n > uint64(len(w.rest)) {
+// skip leaves n bytes behind; less than 0: there is no field.
+func (w *wire) skip(n int) bool {
+	if n < 0 {
 		w.bad = true
-		return ""
+		return false
 	}
-	s, w.rest = w.rest[:n], w.rest[n:]
-	return s
+	w.rest = w.rest.part(n, len(w.rest.raw))
+	return true
 }
 
 // next reads one field. It returns false at the end, and where there is no field.
 func (w *wire) next(f *field) bool {
-	if w.bad || w.rest == "" {
+	if w.bad || len(w.rest.raw) == 0 {
 		return false
 	}
-	f.key = w.varint()
-	switch f.key & 7 {
-	case wireVarint:
-		f.number = w.varint()
-	case wireBytes:
-		f.bytes = w.take(w.varint())
-	case wireFixed64:
-		f.bytes = w.take(8)
-	case wireFixed32:
-		f.bytes = w.take(4)
-	default: // groups, which nobody writes
-		w.bad = true
+	number, typ, n := protowire.ConsumeTag(w.rest.raw)
+	if !w.skip(n) {
+		return false
 	}
-	return !w.bad
+	f.key = protowire.EncodeTag(number, typ)
+	switch typ {
+	case protowire.VarintType:
+		f.number, n = protowire.ConsumeVarint(w.rest.raw)
+	case protowire.BytesType:
+		var v []byte
+		if v, n = protowire.ConsumeBytes(w.rest.raw); n >= 0 {
+			f.bytes = w.rest.part(n-len(v), n)
+		}
+	case protowire.StartGroupType, protowire.EndGroupType: // which nobody writes
+		n = -1
+	default:
+		n = protowire.ConsumeFieldValue(number, typ, w.rest.raw)
+	}
+	return w.skip(n)
 }
 
 // sliceReader reads EndpointSlices as an API server sends them, but only what parseSlice
@@ -108,7 +101,7 @@ type readPort struct {
 
 // read returns the slice that raw is, until the next call; ok is false where raw had
 // better be left to the library.
-func (r *sliceReader) read(raw string) (_ *discovery.EndpointSlice, ok bool) {
+func (r *sliceReader) read(raw span) (_ *discovery.EndpointSlice, ok bool) {
 	r.reset(raw)
 	w := wire{rest: raw}
 	for f := (field{}); w.next(&f); {
@@ -120,7 +113,7 @@ func (r *sliceReader) read(raw string) (_ *discovery.EndpointSlice, ok bool) {
 		case asBytes(3):
 			r.port(f.bytes)
 		case asBytes(4):
-			r.slice.AddressType = discovery.AddressType(f.bytes)
+			r.slice.AddressType = discovery.AddressType(f.bytes.text)
 		}
 	}
 	return &r.slice, !w.bad && !r.bad
@@ -128,7 +121,7 @@ func (r *sliceReader) read(raw string) (_ *discovery.EndpointSlice, ok bool) {
 
 // reset makes r a slice that says nothing, with room for as many endpoints and ports as
 // raw has.
-func (r *sliceReader) reset(raw string) {
+func (r *sliceReader) reset(raw span) {
 	endpoints, ports := 0, 0
 	w := wire{rest: raw}
 	for f := (field{}); w.next(&f); {
@@ -152,19 +145,19 @@ func (r *sliceReader) reset(raw string) {
 // ended notes whether a message within r's slice was one.
 func (r *sliceReader) ended(w *wire) { r.bad = r.bad || w.bad }
 
-func (r *sliceReader) meta(message string) {
+func (r *sliceReader) meta(message span) {
 	m := &r.slice.ObjectMeta
 	w := wire{rest: message}
 	for f := (field{}); w.next(&f); {
 		switch f.key {
 		case asBytes(1):
-			m.Name = strings.Clone(f.bytes) // which is kept, but not the whole of what was read
+			m.Name = strings.Clone(f.bytes.text) // which is kept, but not the whole of what was read
 		case asBytes(3):
-			m.Namespace = strings.Clone(f.bytes)
+			m.Namespace = strings.Clone(f.bytes.text)
 		case asBytes(5):
-			m.UID = types.UID(strings.Clone(f.bytes))
+			m.UID = types.UID(strings.Clone(f.bytes.text))
 		case asBytes(6):
-			m.ResourceVersion = f.bytes
+			m.ResourceVersion = f.bytes.text
 		case asBytes(11):
 			m.Labels = r.entry(m.Labels, f.bytes)
 		case asBytes(12):
@@ -175,15 +168,15 @@ func (r *sliceReader) meta(message string) {
 }
 
 // entry adds what message is to m.
-func (r *sliceReader) entry(m map[string]string, message string) map[string]string {
+func (r *sliceReader) entry(m map[string]string, message span) map[string]string {
 	var pair [2]string
 	w := wire{rest: message}
 	for f := (field{}); w.next(&f); {
 		switch f.key {
 		case asBytes(1):
-			pair[0] = f.bytes
+			pair[0] = f.bytes.text
 		case asBytes(2):
-			pair[1] = f.bytes
+			pair[1] = f.bytes.text
 		}
 	}
 	r.ended(&w)
@@ -197,7 +190,7 @@ func (r *sliceReader) entry(m map[string]string, message string) map[string]stri
 	return m
 }
 
-func (r *sliceReader) endpoint(message string) {
+func (r *sliceReader) endpoint(message span) {
 	r.endpoints = append(r.endpoints, readEndpoint{})
 	to := &r.endpoints[len(r.endpoints)-1]
 	var ep discovery.Endpoint
@@ -206,7 +199,7 @@ func (r *sliceReader) endpoint(message string) {
 		switch f.key {
 		case asBytes(1):
 			if len(ep.Addresses) == 0 { // the first one counts
-				to.addresses[0] = f.bytes
+				to.addresses[0] = f.bytes.text
 				ep.Addresses = to.addresses[:]
 			}
 		case asBytes(2):
@@ -215,7 +208,7 @@ func (r *sliceReader) endpoint(message string) {
 			ep.TargetRef = &to.target
 			r.target(f.bytes, &to.target)
 		case asBytes(6):
-			to.node = f.bytes
+			to.node = f.bytes.text
 			ep.NodeName = &to.node
 		case asBytes(8):
 			ep.Hints = &to.hints
@@ -226,11 +219,11 @@ func (r *sliceReader) endpoint(message string) {
 	r.slice.Endpoints = append(r.slice.Endpoints, ep)
 }
 
-func (r *sliceReader) conditions(message string, c *discovery.EndpointConditions, to *readEndpoint) {
+func (r *sliceReader) conditions(message span, c *discovery.EndpointConditions, to *readEndpoint) {
 	w := wire{rest: message}
 	for f := (field{}); w.next(&f); {
 		for i, at := range []**bool{&c.Ready, &c.Serving, &c.Terminating} {
-			if f.key == asVarint(uint64(i+1)) {
+			if f.key == asVarint(protowire.Number(i+1)) {
 				to.conditions[i] = f.number != 0
 				*at = &to.conditions[i]
 			}
@@ -239,22 +232,22 @@ func (r *sliceReader) conditions(message string, c *discovery.EndpointConditions
 	r.ended(&w)
 }
 
-func (r *sliceReader) target(message string, ref *v1.ObjectReference) {
+func (r *sliceReader) target(message span, ref *v1.ObjectReference) {
 	w := wire{rest: message}
 	for f := (field{}); w.next(&f); {
 		switch f.key {
 		case asBytes(1):
-			ref.Kind = f.bytes
+			ref.Kind = f.bytes.text
 		case asBytes(2):
-			ref.Namespace = f.bytes
+			ref.Namespace = f.bytes.text
 		case asBytes(3):
-			ref.Name = f.bytes
+			ref.Name = f.bytes.text
 		}
 	}
 	r.ended(&w)
 }
 
-func (r *sliceReader) hints(message string, h *discovery.EndpointHints) {
+func (r *sliceReader) hints(message span, h *discovery.EndpointHints) {
 	w := wire{rest: message}
 	for f := (field{}); w.next(&f); {
 		switch f.key {
@@ -268,18 +261,18 @@ func (r *sliceReader) hints(message string, h *discovery.EndpointHints) {
 }
 
 // only returns the first field of a message, a string.
-func (r *sliceReader) only(message string) (s string) {
+func (r *sliceReader) only(message span) (s string) {
 	w := wire{rest: message}
 	for f := (field{}); w.next(&f); {
 		if f.key == asBytes(1) {
-			s = f.bytes
+			s = f.bytes.text
 		}
 	}
 	r.ended(&w)
 	return s
 }
 
-func (r *sliceReader) port(message string) {
+func (r *sliceReader) port(message span) {
 	r.ports = append(r.ports, readPort{})
 	to := &r.ports[len(r.ports)-1]
 	var p discovery.EndpointPort
@@ -287,10 +280,10 @@ func (r *sliceReader) port(message string) {
 	for f := (field{}); w.next(&f); {
 		switch f.key {
 		case asBytes(1):
-			to.name = strings.Clone(f.bytes)
+			to.name = strings.Clone(f.bytes.text)
 			p.Name = &to.name
 		case asBytes(2):
-			to.proto = v1.Protocol(f.bytes)
+			to.proto = v1.Protocol(f.bytes.text)
 			p.Protocol = &to.proto
 		case asVarint(3):
 			to.port = int32(f.number)

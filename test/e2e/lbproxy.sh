@@ -13,7 +13,7 @@ archive=$root/dist/lbproxy.oci.tar
 for ((n = 1; n <= nodes; n++)); do
 	within 30 in_node "$n" "$bin/ctr" -n k8s.io images import --local --digests=false "$archive" || die "node$n: import of $archive"
 done
-image=$(in_node 1 "$bin/ctr" -n k8s.io images list -q 2>/dev/null | grep -m 1 /lbproxy:)
+image=$(in_node 1 "$bin/ctr" -n k8s.io images list -q 2>/dev/null | awk '/\/lbproxy:/ && !n++')
 
 dir=$run/lbproxy
 mkdir -p "$dir"

@@ -47,17 +47,21 @@ tables_are_as_before() {
 churn() {
 	local i node=node$(($1 % nodes + 1)) algorithm=${algorithms[$1 % ${#algorithms[@]}]}
 	event "scale to 8"
-	k scale deployment/rolling --replicas=8 && settled
+	k scale deployment/rolling --replicas=8
+	settled
 	event "scale to 4"
-	k scale deployment/rolling --replicas=4 && settled
+	k scale deployment/rolling --replicas=4
+	settled
 	event "$algorithm"
 	k annotate --overwrite service steady rolling lbproxy.io/algorithm="$algorithm"
 	event "rolling update, maxSurge 50%"
 	k patch deployment/rolling -p '{"spec":{"strategy":{"rollingUpdate":{"maxSurge":"50%","maxUnavailable":0}}}}'
-	k rollout restart deployment/rolling && settled
+	k rollout restart deployment/rolling
+	settled
 	event "rolling update, maxUnavailable 50%"
 	k patch deployment/rolling -p '{"spec":{"strategy":{"rollingUpdate":{"maxSurge":0,"maxUnavailable":"50%"}}}}'
-	k rollout restart deployment/rolling && settled
+	k rollout restart deployment/rolling
+	settled
 	event "20 Services made"
 	for i in {1..20}; do k create service nodeport "churn-$i" --tcp=80:8080; done
 	event "drain of $node"
@@ -67,10 +71,10 @@ churn() {
 	k uncordon "$node"
 	event "20 Services deleted"
 	for i in {1..20}; do k delete service "churn-$i"; done
+	snapshot "round-$(printf %04d "$1")" # the pod that ends takes its counters along
 	event "lbproxy's pod on $node is deleted"
 	kubectl -n kube-system delete pod -l app.kubernetes.io/name=lbproxy --field-selector "spec.nodeName=$node" >/dev/null
 	kubectl -n kube-system rollout status daemonset/lbproxy --timeout=120s >/dev/null
-	snapshot "round-$(printf %04d "$1")"
 }
 
 # growth: memory of each agent in each round, in MB
@@ -99,6 +103,7 @@ within 60 tables_are_as_before || {
 	echo "tables are not as they were:"
 	tables_are_as_before || true
 }
+never_restarted kube-system app.kubernetes.io/name=lbproxy || status=1
 if grep -hE '(corrected|differences|failures)_total [^0]|services_failed [^0]' "$traffic"/*.metrics; then status=1; fi
 growth
 exit "$status"

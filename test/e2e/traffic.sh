@@ -92,6 +92,7 @@ traffic_up() {
 		echo $! >>"$traffic/pids"
 	done
 	within 60 all_steady || die "not every connection could be made: $traffic"
+	event "all connections are held" # what fails from now on counts
 }
 
 all_steady() {
@@ -110,10 +111,22 @@ traffic_logs() {
 	done
 }
 
+# never_restarted NAMESPACE SELECTOR: fails, and says so, if a container of these pods
+# ended: what it had counted is lost
+never_restarted() {
+	local restarts
+	restarts=$(kubectl -n "$1" get pods -l "$2" -o jsonpath='{range .items[*]}{.metadata.name} {.status.containerStatuses[*].restartCount}{"\n"}{end}')
+	! grep -E ' [1-9]' <<<"$restarts" || {
+		echo "these containers of $2 ended so often" >&2
+		return 1
+	}
+}
+
 # traffic_end: what was seen, as a table; fails if anything failed
 traffic_end() {
-	sleep 6 # what fails is noticed within 5 s
+	sleep 6 # what fails now is noticed within 5 s
 	traffic_logs
+	never_restarted traffic app=client || return 1
 	"$bin/traffic" sum -events "$traffic/events" "$traffic"/*.log
 }
 

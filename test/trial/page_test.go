@@ -44,7 +44,7 @@ func TestWebPage(t *testing.T) {
 			return b.Eval(`/[1-9][0-9.]*\/s/.test(`+web+`.querySelector("summary").textContent)`) == "true"
 		})
 		eventually(t, "of all connections one is open", func() bool { // those of a moment ago are, for a look or two
-			return b.eval(web+`.querySelectorAll("summary .fact")[2].textContent`) == "open1"
+			return b.Eval(web+`.querySelectorAll("summary .fact")[2].textContent`) == "open1"
 		})
 		for what, want := range map[string]string{
 			web + `.querySelectorAll("tbody tr").length`:                                                                              "2",

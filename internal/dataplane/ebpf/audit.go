@@ -150,9 +150,10 @@ func (a *audit) frontend(key lbFrontendKey, want lbFrontend) {
 	}
 }
 
-// auditEntries is how many entries one call looks at that may belong to no Service: as
-// many as take about as long as the Services of a call.
-const auditEntries = 256
+// auditEntries is how many entries one call looks at that may belong to no Service. A
+// Service with one port has three: so many see all of them in about a pass over the
+// Services, and hold a change up no longer than those.
+const auditEntries = 64
 
 // strays looks at some entries of one table, and removes those of no Service. The next
 // call goes on behind them, or with the next table.
@@ -230,10 +231,8 @@ func walk[K, V any](a *audit, it **ebpf.MapIterator, table *ebpf.Map, look func(
 		key   K
 		value V
 	}
-	var (
-		e    entry
-		seen []entry
-	)
+	var e entry
+	seen := make([]entry, 0, auditEntries)
 	for len(seen) < auditEntries {
 		if !(*it).Next(&e.key, &e.value) {
 			done = true

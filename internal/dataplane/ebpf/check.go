@@ -124,7 +124,7 @@ func checkFeatures(p probe) []Finding {
 		{"namespace cookie", p.helper(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie), Fail, "Linux 5.7 is needed"},
 		{"coarse clock", p.helper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), Fail, "Linux 5.11 is needed"},
 		{"tcx", p.tcx(), Warn, "clsact filters are used instead; tcx came with Linux 6.6"},
-		{"iterators over maps", p.iterators(), Warn, "sockets are looked for among open files, which the kernel's own have not; " +
+		{"iterators over maps", p.iterators(), Warn, "sockets are looked for among the open files of processes (hostPID: true is needed), which the kernel's own have not; " +
 			"lockdown, as with Secure Boot, may forbid such iterators"},
 	} {
 		fs = append(fs, finding(f.name, f.err, f.level, f.means))

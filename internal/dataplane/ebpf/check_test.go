@@ -60,7 +60,7 @@ var asked = []struct {
 	{asm.FnGetNetnsCookie, "namespace cookie", Fail, "Linux 5.7 is needed"},
 	{asm.FnKtimeGetCoarseNs, "coarse clock", Fail, "Linux 5.11 is needed"},
 	{"tcx", "tcx", Warn, "tcx came with Linux 6.6"}, // clsact does it, too
-	{"iterators", "iterators over maps", Warn, "sockets are looked for among open files"},
+	{"iterators", "iterators over maps", Warn, "sockets are looked for among the open files"},
 }
 
 func TestCheckNamesTheMissingFeature(t *testing.T) {

@@ -79,7 +79,7 @@ type Dataplane struct {
 	gone  chan struct{} // capacity 1: Syncs left something behind
 	flush chan struct{} // capacity 1: a sweep is due
 	node  atomic.Pointer[lb.Node]
-	addrs atomic.Pointer[addresses] // nil: those of opts
+	addrs *dataplane.Addresses
 
 	attached map[int]device // by index; used by Open, then by Run, as is layer3
 	layer3   programs       // nil: not needed yet
@@ -151,7 +151,10 @@ func openState(opts Options) (_ *Dataplane, err error) {
 	if err := requireFilesystems(opts); err != nil {
 		return nil, err
 	}
-	d := &Dataplane{opts: opts, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), gone: make(chan struct{}, 1), flush: make(chan struct{}, 1), suspicion: newSuspicion()}
+	d := &Dataplane{
+		opts: opts, addrs: dataplane.NewAddresses(opts.Local, opts.NodePorts), suspicion: newSuspicion(),
+		wake: make(chan struct{}, 1), look: make(chan struct{}, 1), gone: make(chan struct{}, 1), flush: make(chan struct{}, 1),
+	}
 	d.left.flows = true // an agent may have been killed before it looked
 	defer func() {
 		if err != nil {
@@ -209,18 +212,18 @@ func (d *Dataplane) syncSettings() {
 		}
 	}
 	node, told := d.knownNode()
-	if told || !d.nodePorts().Primary {
+	if told || !d.addrs.NodePorts().Primary {
 		for i, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 			want.Localhost[i] = 0
-			if d.nodePorts().Serves(a, node) {
+			if d.addrs.NodePorts().Serves(a, node) {
 				want.Localhost[i] = 1
 			}
 		}
 	}
-	if told || d.local().Mode != lb.LocalNodeCIDR {
+	if told || d.addrs.Local().Mode != lb.LocalNodeCIDR {
 		for i, f := range []lb.Family{lb.IPv4, lb.IPv6} {
 			want.Known[i] &^= uint32(lbKnownKNOWN_PODS)
-			if d.local().Knows(f, node) {
+			if d.addrs.Local().Knows(f, node) {
 				want.Known[i] |= uint32(lbKnownKNOWN_PODS)
 			}
 		}
@@ -286,10 +289,10 @@ func (d *Dataplane) syncPodRanges() error {
 	table := d.maps.byName[lbMapPodRanges]
 	want := map[lbPrefix]uint32{}
 	node, told := d.knownNode()
-	if !told && d.local().Mode == lb.LocalNodeCIDR {
+	if !told && d.addrs.Local().Mode == lb.LocalNodeCIDR {
 		return nil
 	}
-	for _, p := range d.local().PodRanges(node) {
+	for _, p := range d.addrs.Local().PodRanges(node) {
 		want[prefixOf(p)] = 1
 	}
 	if err := syncTable(d.maps, table, want); err != nil {
@@ -355,4 +358,13 @@ func (d *Dataplane) SetNode(n lb.Node) {
 	wake(d.look)
 }
 
-var _ dataplane.NodeSetter = (*Dataplane)(nil)
+// SetAddresses tells other addresses than those of Options. Run takes them over.
+func (d *Dataplane) SetAddresses(pods []netip.Prefix, nodePorts lb.NodePortAddresses) {
+	d.addrs.Set(pods, nodePorts)
+	wake(d.look)
+}
+
+var (
+	_ dataplane.NodeSetter    = (*Dataplane)(nil)
+	_ dataplane.AddressSetter = (*Dataplane)(nil)
+)

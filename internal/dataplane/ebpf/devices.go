@@ -134,7 +134,7 @@ func (d *Dataplane) syncAddrs(net *nodeNet) error {
 	sources := map[uint32]lbDevice{}
 	for _, dev := range net.devices {
 		var v lbDevice
-		if d.local().PodDevice(dev.name, net.masters[dev.index]) {
+		if d.addrs.Local().PodDevice(dev.name, net.masters[dev.index]) {
 			v.Pods = 1
 		}
 		if a := net.source(dev.index, true); a.IsValid() {
@@ -151,13 +151,13 @@ func (d *Dataplane) syncAddrs(net *nodeNet) error {
 // syncNodePorts stores at which addresses NodePorts answer.
 func (d *Dataplane) syncNodePorts(net *nodeNet) error {
 	node, told := d.knownNode()
-	if !told && d.nodePorts().Primary {
+	if !told && d.addrs.NodePorts().Primary {
 		return nil
 	}
 	ports := map[lbAddr]uint32{}
 	var named, others []lbAddr // by the Node object, which are those that clients know
 	for _, a := range net.addrs {
-		if !d.nodePorts().Serves(a.addr, node) {
+		if !d.addrs.NodePorts().Serves(a.addr, node) {
 			continue
 		}
 		key := addrOf(a.addr)

@@ -69,5 +69,22 @@ func iterator(opts link.IterOptions) (io.ReadCloser, error) {
 		return nil, err
 	}
 	defer it.Close() // what is opened holds it
-	return it.Open()
+	r, err := it.Open()
+	if err != nil {
+		return nil, err
+	}
+	return unhurried{r}, nil
+}
+
+// unhurried reads on where the kernel made a pause: it does after a million objects of which a
+// program wrote nothing, and goes on with the next.
+type unhurried struct{ io.ReadCloser }
+
+// Read reads what comes next.
+func (p unhurried) Read(b []byte) (int, error) {
+	for {
+		if n, err := p.ReadCloser.Read(b); !errors.Is(err, unix.EAGAIN) {
+			return n, err
+		}
+	}
 }

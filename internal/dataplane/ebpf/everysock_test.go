@@ -4,7 +4,13 @@
 
 package ebpf
 
-import "testing"
+import (
+	"errors"
+	"io"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
 
 // TestSocketsByFile is what a kernel in lockdown runs, on whatever kernel: the programs that
 // find sockets by open files do what their twins do.
@@ -16,9 +22,54 @@ func TestSocketsByFile(t *testing.T) {
 		"TestStaleUDP":              TestStaleUDP,
 		"TestStaleTCP":              TestStaleTCP,
 		"TestStaleFrontends":        TestStaleFrontends,
+		"TestEarlyUDP":              TestEarlyUDP,
 		"TestEndsOfSockets":         TestEndsOfSockets,
 		"TestRecountFindsMiscounts": TestRecountFindsMiscounts,
 	} {
 		t.Run(name, test)
+	}
+}
+
+// pauses is a reader that says EAGAIN before each byte.
+type pauses struct {
+	rest  string
+	again bool
+}
+
+func (p *pauses) Close() error { return nil }
+
+func (p *pauses) Read(b []byte) (int, error) {
+	if p.again = !p.again; p.again {
+		return 0, unix.EAGAIN
+	}
+	if p.rest == "" {
+		return 0, io.EOF
+	}
+	n := copy(b, p.rest[:1])
+	p.rest = p.rest[1:]
+	return n, nil
+}
+
+// TestUnhurried: the kernel's pauses are not an end.
+func TestUnhurried(t *testing.T) {
+	if got, err := io.ReadAll(unhurried{&pauses{rest: "all"}}); string(got) != "all" || err != nil {
+		t.Errorf("read %q, %v; want all", got, err)
+	}
+	closed, _ := io.Pipe()
+	closed.Close()
+	if _, err := io.ReadAll(unhurried{closed}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("read of what is closed: %v, want %v", err, io.ErrClosedPipe)
+	}
+}
+
+// TestNextRound: no round has the number that sockets have which were never counted, nor
+// that of the one before.
+func TestNextRound(t *testing.T) {
+	for round, n := uint64(0), 0; n < 600; n++ {
+		next := nextRound(round)
+		if next&0xff == 0 || next&0xff == round&0xff {
+			t.Fatalf("round %d follows %d", next, round)
+		}
+		round = next
 	}
 }

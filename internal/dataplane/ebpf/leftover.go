@@ -12,8 +12,10 @@ import (
 
 const (
 	// leftoverGap is the least time between two looks for what Syncs left behind: a look
-	// passes over all sockets that lbproxy translated.
-	leftoverGap = 20 * time.Millisecond
+	// passes over all sockets that lbproxy translated. Where it has to pass over all open
+	// files, it may take long: then the time between two is leftoverShare of that.
+	leftoverGap   = 20 * time.Millisecond
+	leftoverShare = 4
 
 	// What could not be ended is tried again after retryFirst, at last each retryLast.
 	retryFirst = 5 * time.Second
@@ -97,7 +99,9 @@ func (d *Dataplane) endLeftovers(ctx context.Context) error {
 			n, err := d.killer.killEarly(ctx, left.early)
 			d.tellKilled("connected before anybody answered", n, err)
 		}
-		if !sleep(ctx, leftoverGap) {
+		took := d.killer.walked
+		d.killer.walked = 0
+		if !sleep(ctx, max(leftoverGap, leftoverShare*took)) {
 			return nil
 		}
 	}

@@ -165,10 +165,10 @@ func TestSamePortToVIPAndBackend(t *testing.T) {
 	}
 }
 
-// TestUDPSamePortToVIPAndBackend uses one socket for a VIP and for its backend itself, in
+// TestSamePortToVIPAndBackendUDP uses one socket for a VIP and for its backend itself, in
 // either order: each answer comes from who was asked. A client that takes a port again
 // soon after another socket's end looks the same.
-func TestUDPSamePortToVIPAndBackend(t *testing.T) {
+func TestSamePortToVIPAndBackendUDP(t *testing.T) {
 	r := newRig(t, nil)
 	vip := netip.MustParseAddrPort("10.96.0.1:53")
 	pod := netip.AddrPortFrom(r.lab.Host("backend1").Addr4, backendPort)

@@ -16,7 +16,6 @@ const recountInterval = 30 * time.Second
 type recount struct {
 	off         map[uint32]int64 // backends whose count was off the last time, and by how much
 	corrections uint64           // connections by which counts were off twice in a row
-	round       uint64           // number of this one; no socket has the one of the next
 }
 
 // counters are what is counted of a backend at one moment.
@@ -35,8 +34,7 @@ func (d *Dataplane) Recount() error {
 	for _, id := range ids {
 		d.maps.recounts[id] = 0
 	}
-	d.recounted.round++
-	d.maps.recounts[0] = d.recounted.round
+	d.maps.recounts[0] = nextRound(d.maps.recounts[0])
 	before := d.counts(ids)
 	if err := d.recountSockets(); err != nil {
 		return fmt.Errorf("recount sockets: %w", err)
@@ -62,6 +60,16 @@ func (d *Dataplane) Recount() error {
 	}
 	d.recounted.off = off
 	return nil
+}
+
+// nextRound returns the number of the recount after this one. Sockets remember its low byte,
+// so that one which several processes have counts once; one that was never counted has 0.
+func nextRound(round uint64) uint64 {
+	round++
+	if round&0xff == 0 {
+		round++
+	}
+	return round
 }
 
 // deviation returns by how much n lies outside [low, high].

@@ -32,6 +32,7 @@ type staleKiller struct {
 	own     *netns.Namespace // the agent's
 	refusal error            // why the kernel destroys no sockets; told once
 	useless bool
+	walked  time.Duration // that iterators took since somebody asked
 }
 
 // newStaleKiller loads the programs and finds out whether the kernel destroys
@@ -160,6 +161,8 @@ func (k *staleKiller) members() (map[uint32]uint32, error) {
 // iterate runs a program for every socket with an assignment, or for every process,
 // and returns the records that it wrote.
 func iterate[T any](k *staleKiller, prog string) (records []T, err error) {
+	began := time.Now()
+	defer func() { k.walked += time.Since(began) }()
 	var r io.ReadCloser
 	if prog == staleProgLbProcesses {
 		r, err = iterator(link.IterOptions{Program: k.progs[prog]})

@@ -102,7 +102,7 @@ func (k *staleKiller) killUnassigned(port uint16, vips map[netip.AddrPort]bool) 
 	}
 	var socks []diagSocket
 	for _, s := range early {
-		if !assigned[s.cookie] {
+		if !assigned[s.cookie] && (!socketsByFile() || !k.isBackend(s.peer)) { // by file, some are not seen
 			socks = append(socks, s)
 		}
 	}
@@ -111,6 +111,16 @@ func (k *staleKiller) killUnassigned(port uint16, vips map[netip.AddrPort]bool) 
 		return err
 	})
 	return n, err
+}
+
+// isBackend tells whether sockets may have been led to an address.
+func (k *staleKiller) isBackend(at netip.AddrPort) bool {
+	for id := range k.maps.backends {
+		if k.maps.backends[id].State != uint8(lbBackendStateBACKEND_FREE) && k.maps.isAt(uint32(id), at) {
+			return true
+		}
+	}
+	return false
 }
 
 // isAt tells whether to is one of vips; the unspecified address stands for those of

@@ -58,10 +58,10 @@ func (d *Dataplane) createConstantSets(f lb.Family) error {
 // have to be rendered anew.
 func (d *Dataplane) takeNode(fam *family) {
 	node := d.knownNode()
-	pods := podMatches(fam.roots.family, d.local(), node)
+	pods := podMatches(fam.roots.family, d.addrs.Local(), node)
 	fam.outdated = fam.outdated || !slices.Equal(pods, fam.facts.pods)
 	fam.roots.node, fam.facts.pods = node, pods
-	fam.roots.local, fam.roots.nodePorts = d.local(), d.nodePorts()
+	fam.roots.local, fam.roots.nodePorts = d.addrs.Local(), d.addrs.NodePorts()
 	if at := d.localhost(fam.roots.family); at != fam.roots.localhost {
 		fam.roots.localhost, fam.hooked = at, fam.hooked && !at // hook sets the sysctl
 	}

@@ -30,7 +30,7 @@ func (e *entry) reserved() bool { return e.mark == reservedMark && !e.natted && 
 // removes what is none of them. Other entries are left alone, those of flows, too.
 // It goes on after an error, but for a table that is full; and it makes no new ones that
 // would fill more than half of the table, because nothing evicts them.
-func (Tracker) Reserve(flows []dataplane.Flow) error {
+func (t Tracker) Reserve(flows []dataplane.Flow) error {
 	want := map[dataplane.Flow]bool{}
 	for _, fl := range flows {
 		want[fl] = true
@@ -41,7 +41,7 @@ func (Tracker) Reserve(flows []dataplane.Flow) error {
 	}
 	room := len(flows)
 	if len(have) < len(want) {
-		room = reserveRoom(systemSettings(nil))
+		room = reserveRoom(t.settings())
 	}
 	flows, full := fitting(flows, have, room)
 	return errors.Join(full, eachFlow(flows, func(c *conntrack, fl dataplane.Flow) error {

@@ -7,6 +7,9 @@ package iptables
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink/nl"
@@ -128,6 +131,21 @@ func TestReserve(t *testing.T) {
 	if s := seconds[flows[0]]; s <= reservedFor/2 {
 		t.Errorf("a reservation that was renewed ends in %d s", s)
 	}
+
+	full := Tracker{t.TempDir()}
+	must(os.MkdirAll(filepath.Join(full.root, "net", "netfilter"), 0o755))
+	for name, text := range map[string]string{"nf_conntrack_max": "20", "nf_conntrack_count": "9"} { // half of it has room for one
+		must(os.WriteFile(filepath.Join(full.root, "net", "netfilter", name), []byte(text), 0o600))
+	}
+	if err := full.Reserve(flows[2:6]); err == nil || !strings.Contains(err.Error(), "2 of 4 connections do not fit") {
+		t.Errorf("in a table that is nearly half full: error %v, want 2 of 4 that do not fit", err)
+	}
+	after, _, err = allEntries()
+	must(err)
+	if len(after) != len(before)+2 {
+		t.Errorf("%d entries, want %d: %v", len(after), len(before)+2, after)
+	}
+	must(Tracker{}.Reserve(flows[:3]))
 
 	if n, err := endReservations(); n != 3 || err != nil {
 		t.Errorf("%d were removed, error %v, want 3", n, err)

@@ -27,14 +27,25 @@ const (
 
 // Tracker is the connection tracking of the calling thread's network namespace, for
 // connections that are older than it, or that it does not see.
-type Tracker struct{}
+type Tracker struct {
+	root string // of a test's settings; empty: the system's
+}
+
+// settings are those that tell how full the table is.
+func (t Tracker) settings() sysctls {
+	s := systemSettings(nil)
+	if t.root != "" {
+		s.root = t.root
+	}
+	return s
+}
 
 // Track makes flows known, as if their connections were established. Netfilter gives the
 // addresses of one that is known to no other. A flow that is known already stays as it
 // is; made are the others. It goes on after an error, but for a table that is full; and it
 // takes half of what the table has left at most, the first ones.
-func (Tracker) Track(flows []dataplane.Flow) (made []dataplane.Flow, err error) {
-	flows, full := fitting(flows, nil, trackRoom(systemSettings(nil)))
+func (t Tracker) Track(flows []dataplane.Flow) (made []dataplane.Flow, err error) {
+	flows, full := fitting(flows, nil, trackRoom(t.settings()))
 	err = eachFlow(flows, func(c *conntrack, fl dataplane.Flow) error {
 		is, err := c.create(trackMessage(fl, trackedFor), fl)
 		if is {

@@ -79,8 +79,8 @@ type Dataplane struct {
 	liberal  bool          // conntrack lets packets outside of the TCP window pass
 	look     chan struct{} // capacity 1: the Node changed
 	node     atomic.Pointer[lb.Node]
-	addrs    atomic.Pointer[addresses] // nil: those of opts
-	restored atomic.Uint64             // chains that were written or removed
+	addrs    *dataplane.Addresses
+	restored atomic.Uint64 // chains that were written or removed
 
 	fail func(lb.ServiceName) error // of tests: why a Service cannot be programmed
 
@@ -127,7 +127,7 @@ type service struct {
 func Open(opts Options) (_ *Dataplane, err error) {
 	opts = opts.orDefault()
 	d := &Dataplane{
-		opts: opts, look: make(chan struct{}, 1), families: map[lb.Family]*family{},
+		opts: opts, addrs: dataplane.NewAddresses(opts.Local, opts.NodePorts), look: make(chan struct{}, 1), families: map[lb.Family]*family{},
 		services: map[lb.ServiceName]*service{}, owners: map[lb.FrontendKey]lb.ServiceName{}, members: map[setMember]int{},
 	}
 	defer func() {
@@ -200,7 +200,7 @@ func (d *Dataplane) newFamily(f lb.Family, r *runner) *family {
 		randomFully: r.supports(context.Background(), natTable, "-j MASQUERADE --random-fully") == nil,
 		sourcePorts: localPorts(),
 		liberal:     d.liberal,
-		local:       d.local(), nodePorts: d.nodePorts(),
+		local:       d.addrs.Local(), nodePorts: d.addrs.NodePorts(),
 		vips: hashName("T-", "vips"), ports: hashName("T-", "ports"), hairpins: hashName("T-", "hairpins"),
 	}
 	fam.trees()
@@ -210,7 +210,7 @@ func (d *Dataplane) newFamily(f lb.Family, r *runner) *family {
 // localhost tells whether node ports are served at the loopback addresses of f.
 func (d *Dataplane) localhost(f lb.Family) bool {
 	return f == lb.IPv4 && d.opts.LocalhostNodePorts &&
-		d.nodePorts().Serves(netip.AddrFrom4([4]byte{127, 0, 0, 1}), d.knownNode())
+		d.addrs.NodePorts().Serves(netip.AddrFrom4([4]byte{127, 0, 0, 1}), d.knownNode())
 }
 
 // trees makes empty trees.
@@ -240,6 +240,12 @@ func (d *Dataplane) knownNode() lb.Node {
 // SetNode tells what the Node object says.
 func (d *Dataplane) SetNode(n lb.Node) {
 	d.node.Store(&n)
+	d.lookAgain()
+}
+
+// SetAddresses tells other addresses than those of Options. Run takes them over.
+func (d *Dataplane) SetAddresses(pods []netip.Prefix, nodePorts lb.NodePortAddresses) {
+	d.addrs.Set(pods, nodePorts)
 	d.lookAgain()
 }
 

@@ -5,9 +5,11 @@ package iptables
 import (
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/lbproxy/lbproxy/internal/lb"
 )
@@ -34,6 +36,9 @@ func (d *Dataplane) reach(ctx context.Context, fam *family) error {
 	if err := d.createConstantSets(fam.roots.family); err != nil {
 		return err
 	}
+	if err := fam.runner.dropEmpty(ctx); err != nil {
+		return err
+	}
 	c, ok := d.brief(fam, rand.Uint32)
 	if !ok {
 		return nil
@@ -48,6 +53,47 @@ func (d *Dataplane) reach(ctx context.Context, fam *family) error {
 		d.opts.Log.Info("reachable again; most Services have one backend until all rules are written", "family", fam.roots.family)
 	}
 	return err
+}
+
+// dropEmpty removes the chains of table nat that have no rules and that no rule leads to.
+// It takes iptables-nft-restore 0.1 s for 12,000 of them, and 1.4 s more to fill them than
+// to fill new ones: it asks for the rules of each.
+func (r *runner) dropEmpty(ctx context.Context) error {
+	if r.kind != nftBackend {
+		return nil
+	}
+	kernel, err := openNFT()
+	if err != nil {
+		return err
+	}
+	uses, err := kernel.uses(r.family, natTable)
+	if err = errors.Join(err, kernel.close()); err != nil {
+		return err
+	}
+	b := &batch{}
+	for name, n := range uses {
+		if n == 0 && strings.HasPrefix(name, prefix) {
+			b.del = append(b.del, name)
+		}
+	}
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	err = r.feed(ctx, func(w io.Writer) error {
+		s := stringWriter{w: w}
+		s.write("*", string(natTable), "\n")
+		for _, name := range b.del { // not emptied first: one that has a rule by now stays, and so do all
+			s.write("-X ", name, "\n")
+		}
+		s.write("COMMIT\n")
+		return s.err
+	})
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count(natTable, b)
+	return nil
 }
 
 // poolChains returns the chains of all pools of a family.

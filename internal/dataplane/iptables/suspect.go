@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -25,7 +26,8 @@ type witness struct {
 	flows    func(lb.Family, lb.Proto, func(flow)) error
 	symptoms chan lb.Symptom
 	answers  answers
-	refusals *refusals // nil: the kernel cannot tell of them
+	refusals *refusals            // nil: the kernel cannot tell of them
+	spent    func() time.Duration // time of the processor, of the calling thread
 
 	// Only tick uses these.
 	next    time.Time        // not before then again
@@ -59,12 +61,14 @@ func newWitness(
 ) *witness {
 	return &witness{
 		any: any, list: list, flows: flows, symptoms: make(chan lb.Symptom, symptomsWaiting), quiet: map[suspectKey]time.Time{},
+		spent: threadTime,
 	}
 }
 
 // tick reads connections. It is called each second: who has not been answered at two
 // readings waits for as long at least. It does nothing while it would take more than its
-// part of the time, or if no Service suspects.
+// part of the processor's time, or if no Service suspects. The processor's, as on a busy
+// machine a reading takes long, and probes need to know who is answered there, too.
 func (w *witness) tick(now time.Time) error {
 	if now.Before(w.next) {
 		return nil
@@ -80,6 +84,9 @@ func (w *witness) tick(now time.Time) error {
 		w.answers.stop(false)
 		return nil
 	}
+	runtime.LockOSThread() // whose time counts
+	defer runtime.UnlockOSThread()
+	began := w.spent()
 	before := w.waiting
 	w.waiting = make(map[waiting]bool, len(before))
 	var again []flow
@@ -106,7 +113,7 @@ func (w *witness) tick(now time.Time) error {
 	if len(again) > 0 {
 		w.tellAll(lb.Unanswered, again)
 	}
-	w.next = now.Add(time.Duration(float64(time.Since(now)) / busy))
+	w.next = now.Add(time.Duration(float64(w.spent()-began) / busy))
 	return nil
 }
 

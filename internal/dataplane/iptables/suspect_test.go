@@ -153,3 +153,34 @@ func (w *witness) tells(t *testing.T, want ...lb.Symptom) {
 	default:
 	}
 }
+
+// TestBusyWitness: a reading that took long because the machine is busy does not put the
+// next one off; one that cost much does.
+func TestBusyWitness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		readings := 0
+		w := newWitness(func() bool { return true }, func() []suspecting { return nil }, func(f lb.Family, _ lb.Proto, _ func(flow)) error {
+			if f == lb.IPv4 {
+				readings++
+			}
+			<-time.After(witnessPeriod)
+			return nil
+		})
+		spent, costs := time.Duration(0), time.Duration(0)
+		w.spent = func() time.Duration { spent += costs; return spent }
+		pass := func(what string, want int) {
+			t.Helper()
+			readings = 0
+			for range 10 {
+				<-time.After(witnessPeriod)
+				w.tells(t)
+			}
+			if readings != want {
+				t.Errorf("%s: %d readings, want %d", what, readings, want)
+			}
+		}
+		pass("slow", 10)
+		costs = witnessPeriod
+		pass("costly", 2)
+	})
+}

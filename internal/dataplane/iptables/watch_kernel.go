@@ -119,14 +119,19 @@ func leadsTo(rule []byte, chain string) bool {
 
 // processorTime returns the time that processors spent on the calling thread, and on
 // programs that this process ran and that have ended.
-func processorTime() (spent time.Duration) {
-	for _, who := range []int{unix.RUSAGE_THREAD, unix.RUSAGE_CHILDREN} {
-		var u unix.Rusage
-		if err := unix.Getrusage(who, &u); err == nil { // it never fails
-			spent += time.Duration(u.Utime.Nano() + u.Stime.Nano())
-		}
+func processorTime() time.Duration {
+	return usedBy(unix.RUSAGE_THREAD) + usedBy(unix.RUSAGE_CHILDREN)
+}
+
+// threadTime returns the time that processors spent on the calling thread.
+func threadTime() time.Duration { return usedBy(unix.RUSAGE_THREAD) }
+
+func usedBy(who int) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(who, &u); err != nil { // it never fails
+		return 0
 	}
-	return spent
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // tableInfo is what the kernel's part of the legacy backend says of a table: struct

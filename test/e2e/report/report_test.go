@@ -50,7 +50,7 @@ SKIP    0.0s [sig-network] c skips itself  # needs three nodes
 }
 
 // TestTable: a reason excuses a failure only where the test passes with no proxy, a later
-// list counts, and a name that no test has is an error.
+// list counts unless the test skipped itself there, and a name that no test has is an error.
 func TestTable(t *testing.T) {
 	dir := fstest.MapFS{}
 	for name, text := range map[string]string{
@@ -59,6 +59,7 @@ func TestTable(t *testing.T) {
 		"reasons.txt":               "SCTP|should work\tno SCTP here\n",
 		"kube-proxy-iptables/1.txt": "PASS 1.0s [sig-network] S should work\nFAIL 1.0s [sig-network] S should use SCTP  # timeout\n",
 		"lbproxy-ebpf/1.txt":        "FAIL 1.0s [sig-network] S should work  # refused\n",
+		"lbproxy-ebpf/2.txt":        "SKIP 1.0s [sig-network] S should work  # no nodes\n",
 		"lbproxy-iptables/1.txt":    "FAIL 1.0s [sig-network] S should work\n",
 		"lbproxy-iptables/2.txt":    "# again\nPASS 1.0s [sig-network] S should work\n",
 	} {
@@ -79,8 +80,23 @@ func TestTable(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, got.String())
 		}
 	}
-	dir["lbproxy-ebpf/2.txt"] = &fstest.MapFile{Data: []byte("PASS 1.0s [sig-network] S should sing\n")}
+	dir["lbproxy-ebpf/3.txt"] = &fstest.MapFile{Data: []byte("PASS 1.0s [sig-network] S should sing\n")}
 	if err := table(&got, dir); err == nil {
 		t.Error("a result of an unknown test is no error")
+	}
+}
+
+// TestTableIsCurrent: docs/CONFORMANCE.md is what make e2e-table writes.
+func TestTableIsCurrent(t *testing.T) {
+	var want strings.Builder
+	if err := table(&want, os.DirFS("../results")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("../../../docs/CONFORMANCE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want.String() {
+		t.Error("docs/CONFORMANCE.md is not what test/e2e/results say: make e2e-table")
 	}
 }

@@ -207,6 +207,9 @@ func (t *page) judge(r record, proxy string) (kind, why string) {
 		return notRun, ""
 	}
 	last := results[len(results)-1]
+	if ran := slices.DeleteFunc(slices.Clone(results), func(x result) bool { return x.outcome == skip }); len(ran) > 0 {
+		last = ran[len(ran)-1] // that it skips itself later takes nothing back
+	}
 	switch {
 	case last.outcome == skip:
 		return cannot, cmp.Or(excuse, "the test says: "+last.why)

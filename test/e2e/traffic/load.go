@@ -16,9 +16,8 @@ import (
 
 const (
 	dialTimeout   = 3 * time.Second
-	answerTimeout = 5 * time.Second
-	lostAfter     = time.Second // a datagram without an answer
-	summaryPeriod = time.Second
+	answerTimeout = 5 * time.Second // a datagram without one so long is lost
+	summaryPeriod = 2 * time.Second // an hour of them is less than the kubelet keeps
 )
 
 // load is a client of several targets.
@@ -40,11 +39,11 @@ type counts struct {
 	Broken    int     `json:"broken"`
 	Opened    int     `json:"opened"` // new ones that had an answer
 	Failed    int     `json:"failed"`
-	LongestMS float64 `json:"longestMS"` // that a held connection waited for an answer
+	LongestMS float64 `json:"longestMS"` // that was waited for an answer
 }
 
-// line is what a client writes: a failure when it happens, and all counts so far once a
-// second.
+// line is what a client writes: a failure when it happens, and all counts so far now and
+// then.
 type line struct {
 	Time   time.Time          `json:"time"`
 	Client string             `json:"client"`
@@ -90,8 +89,13 @@ func (l *load) hold(ctx context.Context, target, network, addr string) {
 		conn, err := dial(ctx, network, addr)
 		for err == nil && ctx.Err() == nil {
 			start := time.Now()
-			if err = exchange(conn, network); err == nil {
-				l.exchanged(target, time.Since(start), !answered)
+			if err = exchange(conn); err == nil {
+				l.answered(target, time.Since(start), func(c *counts) {
+					c.Exchanges++
+					if !answered {
+						l.steady++
+					}
+				})
 				answered = true
 			} else if network == "udp" {
 				l.note(ctx, target, "broken", conn, err)
@@ -113,15 +117,14 @@ func (l *load) hold(ctx context.Context, target, network, addr string) {
 func (l *load) open(ctx context.Context, target, network, addr string) {
 	for ctx.Err() == nil {
 		conn, err := dial(ctx, network, addr)
+		start := time.Now()
 		if err == nil {
-			err = exchange(conn, network)
+			err = exchange(conn)
 		}
 		if err != nil {
 			l.note(ctx, target, "failed", conn, err)
 		} else {
-			l.mu.Lock()
-			l.counts[target].Opened++
-			l.mu.Unlock()
+			l.answered(target, time.Since(start), func(c *counts) { c.Opened++ })
 		}
 		if conn != nil {
 			_ = conn.Close()
@@ -136,12 +139,8 @@ func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 }
 
 // exchange sends a message and waits for the same one; others were late.
-func exchange(conn net.Conn, network string) error {
-	timeout := answerTimeout
-	if network == "udp" {
-		timeout = lostAfter
-	}
-	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+func exchange(conn net.Conn) error {
+	if err := conn.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return err
 	}
 	message := fmt.Appendf(nil, "%020d\n", time.Now().UnixNano())
@@ -159,15 +158,13 @@ func exchange(conn net.Conn, network string) error {
 	}
 }
 
-func (l *load) exchanged(target string, took time.Duration, first bool) {
+// answered counts an answer that took so long.
+func (l *load) answered(target string, took time.Duration, count func(*counts)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := l.counts[target]
-	c.Exchanges++
 	c.LongestMS = max(c.LongestMS, float64(took.Microseconds())/1000)
-	if first {
-		l.steady++
-	}
+	count(c)
 }
 
 // note writes a failure, unless it is ours: everything ends when ctx does.

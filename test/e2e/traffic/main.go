@@ -32,7 +32,7 @@ func main() {
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) == 0 {
-		return errors.New("usage: traffic serve | load TARGET... | sum FILE...")
+		return errors.New("usage: traffic load TARGET... | sum -events FILE FILE... | serve")
 	}
 	flags := flag.NewFlagSet("traffic "+args[0], flag.ContinueOnError)
 	switch args[0] {
@@ -47,8 +47,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		var l load
 		flags.StringVar(&l.name, "name", "", "of this client, in what it writes")
 		flags.IntVar(&l.held, "held", 4, "connections that are held, for each target")
-		flags.DurationVar(&l.every, "every", 100*time.Millisecond, "time between two exchanges of each")
-		flags.DurationVar(&l.between, "between", 100*time.Millisecond, "time between two new connections to each target")
+		flags.DurationVar(&l.every, "every", 200*time.Millisecond, "time between two exchanges of each")
+		flags.DurationVar(&l.between, "between", 200*time.Millisecond, "time between two new connections to each target")
 		if err := flags.Parse(args[1:]); err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -32,7 +33,7 @@ func TestLoad(t *testing.T) {
 	var seen, last line
 	for lines := json.NewDecoder(out); ; {
 		var now line
-		if err := lines.Decode(&now); err == io.EOF {
+		if err := lines.Decode(&now); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			t.Fatal(err)
@@ -48,8 +49,8 @@ func TestLoad(t *testing.T) {
 			cancel()
 		}
 	}
-	if seen.Kind != "failed" || !strings.Contains(seen.Error, "refused") {
-		t.Errorf("without a listener the client wrote %+v, want a failed connection that was refused", seen)
+	if seen.Kind != "failed" || seen.Target != target || seen.Error == "" {
+		t.Errorf("without a listener the client wrote %+v, want a failed connection to %s, and why", seen, target)
 	}
 	c := last.Counts[target]
 	if c.Exchanges == 0 || c.Opened == 0 || c.Failed == 0 || c.Broken != 0 {
@@ -58,7 +59,7 @@ func TestLoad(t *testing.T) {
 }
 
 // TestSum: what broke is in the table, with the event before it, and is an error; a client
-// that never held what it should is one, too.
+// that never held what it should is one, too, and so is a log that has lost lines.
 func TestSum(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -73,9 +74,11 @@ func TestSum(t *testing.T) {
 		return `{"time":"2026-01-01T00:00:04Z","client":"pod","steady":` + steady +
 			`,"counts":{"tcp://10.96.0.1:80":{"exchanges":7,"broken":` + broken + `,"opened":3,"failed":0,"longestMS":1.5}}}` + "\n"
 	}
-	good := write("good", counts("true", "0"))
+	good := write("good", `{"time":"2026-01-01T00:00:00Z","client":"pod","target":"tcp://10.96.0.1:80","kind":"failed","error":"early"}`+
+		"\n"+counts("true", "0"))
 	broken := write("broken", `{"time":"2026-01-01T00:00:03Z","client":"pod","target":"tcp://10.96.0.1:80","kind":"broken","error":"reset","local":"10.0.0.1:5"}`+
 		"\n"+counts("true", "1"))
+	lost := write("lost", counts("true", "1"))
 	never := write("never", counts("false", "0"))
 
 	var out strings.Builder
@@ -87,6 +90,9 @@ func TestSum(t *testing.T) {
 	}
 	if want := "broken from 10.0.0.1:5: reset; 0.5 s after: second"; !strings.Contains(out.String(), want) {
 		t.Errorf("no %q in\n%s", want, out.String())
+	}
+	if err := sum(&out, events, []string{lost}); err == nil {
+		t.Error("a failure that was counted and not written is no error")
 	}
 	if err := sum(&out, events, []string{never}); err == nil {
 		t.Error("a client that held nothing is no error")
