@@ -41,6 +41,7 @@ func newScene(sc *result.Scenario) *scene {
 		s.whole = append(s.whole, all)
 		s.streams = s.streams || all.Bytes > 64<<10*max(1, all.Requests)
 	}
+	s.paced = s.paced && !s.streams
 	s.measures = s.measured()
 	return s
 }

@@ -99,12 +99,12 @@ func (m *maker) paced() result.Scenario {
 		{"haproxy", "leastconn", 0.9, 2, 0.35, 0},
 	} {
 		a := result.Arm{Name: l.name, Algorithm: l.algorithm}
-		for range 10 {
+		for range 12 {
 			a.Blocks = append(a.Blocks, m.block(l))
 		}
 		sc.Arms = append(sc.Arms, a)
 	}
-	sc.Order = there(len(sc.Arms), 5)
+	sc.Order = there(len(sc.Arms), 6)
 	predicted := m.block(look{"", "", 0.95, 2, 0.3, 0})
 	predicted.Connect, predicted.CPU, predicted.Memory = nil, 0, 0
 	sc.Arms = append(sc.Arms, result.Arm{Name: sim.Name, Algorithm: "least-time", Blocks: []result.Block{predicted}})
@@ -130,13 +130,13 @@ func (m *maker) fast() result.Scenario {
 	sc := result.Scenario{Name: "connect", Question: "What does a connection cost?"}
 	for i, rate := range []float64{30_000, 29_500, 24_000, 14_000} {
 		a := result.Arm{Name: []string{"direct", "lbproxy-ebpf", "kube-proxy-nftables", "kube-proxy-iptables"}[i]}
-		for range 10 {
+		for range 12 {
 			n := uint64(rate * (1 + 0.02*m.rng.NormFloat64()))
 			a.Blocks = append(a.Blocks, result.Block{Seconds: 1, Requests: n, CPU: 1.9, Connect: m.times(3000, 1/rate, 0.2, 3)})
 		}
 		sc.Arms = append(sc.Arms, a)
 	}
-	sc.Order = there(4, 5)
+	sc.Order = there(4, 6)
 	return sc
 }
 

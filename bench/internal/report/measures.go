@@ -136,8 +136,15 @@ func percent(x float64) string {
 func (s *scene) measured() []*measure {
 	var out []*measure
 	for _, m := range append(slices.Clone(allMeasures), s.extras()...) {
-		if m == rate && s.paced || (m == cpuBytes || m == throughput) && !s.streams {
-			continue
+		switch m {
+		case rate, cpu: // a stream is one request
+			if s.streams || m == rate && s.paced {
+				continue
+			}
+		case throughput, cpuBytes:
+			if !s.streams {
+				continue
+			}
 		}
 		for i := range s.Arms {
 			if s.Arms[i].Name != sim.Name && !math.IsNaN(m.of(s.whole[i])) {

@@ -165,8 +165,8 @@ func rowGroups(rows []result.Row) []string {
 
 // interval writes how sure an estimate is.
 func interval(e stats.Estimate, write func(float64) string) string {
-	if e.N < fewBlocks {
-		return fmt.Sprintf("%d of %d", e.N, fewBlocks)
+	if e.N < stats.Enough {
+		return fmt.Sprintf("%s to %s in all %d", write(e.Smallest), write(e.Largest), e.N)
 	}
 	return fmt.Sprintf("%s to %s", write(e.Low), write(e.High))
 }

@@ -67,19 +67,23 @@ func comparisonTable(all []Comparison, want func(*Comparison) bool) *table {
 
 // gain writes how much better lbproxy is: 1.2 times, or so many fewer.
 func (c *Comparison) gain() string {
-	switch g := c.Gain.Median; {
-	case !c.Measure.counts:
-		return factor(g) + " ×"
-	case g < 0:
-		return c.Measure.write(-g) + " more"
-	default:
-		return c.Measure.write(g) + " fewer"
+	if c.Measure.counts {
+		return c.fewer(c.Gain.Median)
 	}
+	return factor(c.Gain.Median) + " ×"
+}
+
+// fewer writes a difference of counts.
+func (c *Comparison) fewer(n float64) string {
+	if n < 0 {
+		return c.Measure.write(-n) + " more"
+	}
+	return c.Measure.write(n) + " fewer"
 }
 
 func (c *Comparison) interval() string {
 	if c.Measure.counts {
-		return interval(c.Gain, c.Measure.write)
+		return interval(c.Gain, c.fewer)
 	}
 	return interval(c.Gain, factor)
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/lbproxy/lbproxy/bench/result"
 )
 
-// fewBlocks is how many blocks are too few to judge by.
+// fewBlocks is how many blocks there must be for halves to be put together.
 const fewBlocks = 3
 
 // warnings are what a reader must know before the numbers.
@@ -56,8 +56,8 @@ func scenarioWarnings(sc *scene) []string {
 	if sc.mirrored && sc.halved {
 		out = append(out, fmt.Sprintf("%s: the arms ran there and back %d times only, so ratios are of the halves.", sc.Name, n/2))
 	}
-	if n < fewBlocks {
-		out = append(out, fmt.Sprintf("%s: %d of at least %d ratios: nobody wins or loses by so few.", sc.Name, n, fewBlocks))
+	if n < stats.Enough {
+		out = append(out, fmt.Sprintf("%s: %d ratios, and an interval of 95 %% needs %d: nobody wins or loses by so few.", sc.Name, n, stats.Enough))
 	}
 	return append(out, halves(sc)...)
 }

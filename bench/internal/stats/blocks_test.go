@@ -102,10 +102,10 @@ func TestSides(t *testing.T) {
 		xs   []float64
 		want int
 	}{
-		{[]float64{1.1, 1.2, 1.3}, 1},
-		{[]float64{0.7, 0.8, 0.9}, -1},
-		{[]float64{0.9, 1, 1.1}, 0},
-		{[]float64{1.2, 1.3}, 0}, // too few
+		{[]float64{1.1, 1.2, 1.3, 1.1, 1.2, 1.3}, 1},
+		{[]float64{0.7, 0.8, 0.9, 0.7, 0.8, 0.9}, -1},
+		{[]float64{0.9, 1, 1.1, 0.9, 1, 1.1}, 0},
+		{[]float64{1.2, 1.3, 1.2, 1.3, 1.2}, 0}, // too few
 		{nil, 0},
 	} {
 		if got := EstimateOf(tc.xs).Sides(1); got != tc.want {

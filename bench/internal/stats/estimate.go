@@ -53,11 +53,16 @@ func EstimateOf(xs []float64) Estimate {
 	}
 }
 
+// Enough is how many values an interval of 95 % needs. Between the smallest and the largest
+// of n values is the median with a probability of 1 - 2^(1-n), and no bootstrap knows more:
+// 0.75 of 3, 0.94 of 5, 0.97 of 6.
+const Enough = 6
+
 // Sides says where an interval is: 1 if all of it is above x, -1 if all of it is below,
-// and 0 if x is in it, or if fewer than three values are too few for an interval.
+// and 0 if x is in it, or if there are not Enough values for an interval.
 func (e Estimate) Sides(x float64) int {
 	switch {
-	case e.N < 3:
+	case e.N < Enough:
 		return 0
 	case e.Low > x:
 		return 1
