@@ -37,6 +37,8 @@ for target in "$@"; do
 		need chromium chromium # looks at the web page
 		need clang-19 clang-19 # for a version of lbproxy with other tables
 		need llvm-strip-19 llvm-19
+		need nginx nginx-light # beside which a scenario of the bench runs
+		need /usr/lib/nginx/modules/ngx_stream_module.so libnginx-mod-stream
 		;;
 	test-deploy)
 		need runc runc
@@ -118,5 +120,12 @@ echo "deps: $*: apt-get update" >&2
 apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update </dev/null >&2 || fail "apt-get update failed"
 if [[ ${#wanted[@]} -gt 0 ]]; then
 	echo "deps: $*: ${install[*]}" >&2
+	# Servers among them are not started: they would listen on this machine.
+	policy=/usr/sbin/policy-rc.d
+	if [[ ! -e $policy ]]; then
+		trap 'rm -f "$policy"' EXIT
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod 755 "$policy"
+	fi
 	"${install[@]}" -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 </dev/null >&2 || fail "apt-get install failed"
 fi
