@@ -51,6 +51,9 @@ func (s *site) block(ctx context.Context, algorithm string, cpu int) (*result.Bl
 		return nil, s.explain(fmt.Errorf("%s %s: %w", s.name, algorithm, err))
 	}
 	after, err := s.meter()
+	if err == nil && s.sc.Live.Paced() {
+		err = s.restore(ctx) // on nobody's account
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +130,7 @@ func (s *site) paced(ctx context.Context, algorithm string, _ int) (*outcome, co
 	if cerr := <-changed; !errors.Is(cerr, context.Canceled) {
 		err = errors.Join(err, cerr)
 	}
-	err = errors.Join(err, s.server.Do(order{Verb: verbEnd}, &c), s.restore(ctx))
+	err = errors.Join(err, s.server.Do(order{Verb: verbEnd}, &c))
 	return out, c, err
 }
 

@@ -139,9 +139,9 @@ changes: [{at: 1s, action: add, backends: c}, {at: 2s, action: remove, backends:
 }
 
 // TestSummary: times count from when a request should have begun; one that was given up
-// counts with the time it waited, one that was refused has none.
+// counts with the time it waited, one that was refused as if it had waited as long.
 func TestSummary(t *testing.T) {
-	sc := parse(t, "backends: [{name: a}, {name: b}]\nalgorithms: [{name: random}]\nwindow: 1s\n")
+	sc := parse(t, "backends: [{name: a}, {name: b}]\nalgorithms: [{name: random}]\nwindow: 1s\ntimeout: 5s\n")
 	out := summarize(sc, []record{
 		{at: 0.1, late: 0.5, connect: 0.6, took: 0.7, backend: 0},
 		{at: 0.2, connect: 0.001, took: 0.1, backend: 1},
@@ -151,8 +151,8 @@ func TestSummary(t *testing.T) {
 	if out.Requests != 4 || !reflect.DeepEqual(out.Failed, map[string]int{timedOut: 1, "refused": 1}) {
 		t.Errorf("%d requests, failed %v", out.Requests, out.Failed)
 	}
-	if n, most := out.Latency.TotalCount(), float64(out.Latency.Max())/1e9; n != 3 || math.Abs(most-5) > 0.01 {
-		t.Errorf("%d latencies up to %g s, want 3 up to 5", n, most)
+	if n, most := out.Latency.TotalCount(), float64(out.Latency.Max())/1e9; n != 4 || math.Abs(most-5) > 0.01 {
+		t.Errorf("%d latencies up to %g s, want 4 up to 5", n, most)
 	}
 	if out.Late != 0.5 || out.Connect.TotalCount() != 2 {
 		t.Errorf("p99 of the lateness %g, %d connects; want 0.5 and 2", out.Late, out.Connect.TotalCount())

@@ -52,10 +52,7 @@ type crowd struct {
 // whether others are under way or not, and its times count from then.
 func load(o order) (*outcome, error) {
 	sc := o.Scenario
-	c := &crowd{order: o, limit: patience, all: sc.Schedule(sc.Load[0])}
-	if t := time.Duration(sc.Timeout); t > 0 {
-		c.limit = t
-	}
+	c := &crowd{order: o, limit: limitOf(sc), all: sc.Schedule(sc.Load[0])}
 	if o.Direct {
 		c.chooser = newChooser(sc, o.Rule)
 	}
@@ -65,6 +62,14 @@ func load(o order) (*outcome, error) {
 		c.open()
 	}
 	return summarize(sc, c.records), nil
+}
+
+// limitOf is how long a client waits for an answer.
+func limitOf(sc *scenario.Scenario) time.Duration {
+	if t := time.Duration(sc.Timeout); t > 0 {
+		return t
+	}
+	return patience
 }
 
 func (c *crowd) open() {

@@ -62,7 +62,7 @@ error_log %[1]s/nginx.err warn;
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 events { worker_connections 8192; }
 stream {
-	proxy_connect_timeout 1s;
+	proxy_connect_timeout 200ms;
 	proxy_timeout 60s;
 `, dir)
 	for i, p := range pools {
@@ -96,9 +96,12 @@ func renderHAProxy(dir string, pools []pool) string {
 	stats socket %[1]s/haproxy.sock mode 600 level admin expose-fd listeners
 defaults
 	mode tcp
-	timeout connect 1s
+	timeout connect 200ms
 	timeout client 60s
 	timeout server 60s
+	retries 3
+	option redispatch 1
+	default-server inter 500ms fall 2 observe layer4 error-limit 1 on-error mark-down
 `, dir)
 	for i, p := range pools {
 		fmt.Fprintf(&b, "listen pool%d\n\tbind 0.0.0.0:%d\n\tbalance %s\n", i, peerPort+i, p.algorithm)

@@ -108,14 +108,14 @@ func (s *session) prepare(ctx context.Context, plans []plan) error {
 	commit, _ := exec.CommandContext(ctx, "git", "rev-parse", "HEAD").Output() // there may be no repository
 	s.file.Commit = strings.TrimSpace(string(commit))
 	s.file.Knobs["processor time"] = "cpu.stat of the cgroup of the lab: clients, servers and the proxy, with the packets that the kernel handled on their time"
-	s.file.Knobs["timeouts of nginx and haproxy"] = "connect 1 s, idle 60 s; haproxy checks servers every 2 s"
+	s.file.Knobs["timeouts of nginx and haproxy"] = "connect 200 ms, idle 60 s; haproxy tries another server at once, checks each every 500 ms, and leaves one out after one failed connection"
 	s.file.Knobs["a request waits"] = fmt.Sprintf("as the scenario says, or %s", patience)
 	return nil
 }
 
 // scenario runs one, with each number of Services that it asks for.
 func (s *session) scenario(ctx context.Context, p *plan) error {
-	out := result.Scenario{Name: p.sc.Name, Question: p.sc.Question, About: p.sc.About, File: p.file}
+	out := result.Scenario{Name: p.sc.Name, Question: p.sc.Question, About: p.sc.About, File: p.file, Mode: modeOf(p.sc)}
 	for _, c := range p.sc.InOrder() {
 		out.Events = append(out.Events, result.Event{At: c.At.Seconds(), What: describe(&c)})
 	}
@@ -217,17 +217,29 @@ func figure(sc *scenario.Scenario, b *result.Block) float64 {
 	case sc.Live.Traffic == scenario.Streamed:
 		return float64(b.Bytes) / b.Seconds
 	case !sc.Live.Paced():
-		return float64(b.Requests) / b.Seconds
+		return float64(b.Requests-failures(b)) / b.Seconds
 	}
 	return 1e9 / float64(b.Latency.ValueAtQuantile(50))
 }
 
+func failures(b *result.Block) (n uint64) {
+	for _, of := range b.Failed {
+		n += uint64(of)
+	}
+	return n
+}
+
+// modeOf tells what makes requests begin.
+func modeOf(sc *scenario.Scenario) string {
+	if !sc.Live.Paced() {
+		return result.Fast
+	}
+	return sc.Live.Mode
+}
+
 // brief is a block in a few words.
 func brief(sc *scenario.Scenario, b *result.Block) string {
-	failed := 0
-	for _, n := range b.Failed {
-		failed += n
-	}
+	failed := failures(b)
 	switch {
 	case sc.Live.Traffic == scenario.Streamed:
 		return fmt.Sprintf("%.2f GB/s", figure(sc, b)/1e9)

@@ -17,11 +17,12 @@ const manyWindows = 20
 // proxies that long to learn of it.
 const settled = 1.5
 
-// summarize makes a block of what became of its requests. One that was given up counts
-// with the time that it waited, others that failed have no time.
+// summarize makes a block of what became of its requests. One that failed at once counts as
+// if its client had waited as long as it would: to fail is not to be fast.
 func summarize(sc *scenario.Scenario, records []record) *outcome {
 	out := &outcome{Failed: map[string]int{}, Connect: result.NewHistogram(), Latency: result.NewHistogram()}
 	var late []float64
+	limit := limitOf(sc).Seconds()
 	for i := range records {
 		r := &records[i]
 		out.Requests++
@@ -33,9 +34,7 @@ func summarize(sc *scenario.Scenario, records []record) *outcome {
 		if r.connect > 0 {
 			note(out.Connect, r.connect)
 		}
-		if r.timed() {
-			note(out.Latency, r.took)
-		}
+		note(out.Latency, r.patience(limit))
 	}
 	out.Late = quantile(late, 0.99)
 	out.Windows = windows(sc, records, out.Seconds)
@@ -43,7 +42,13 @@ func summarize(sc *scenario.Scenario, records []record) *outcome {
 	return out
 }
 
-func (r *record) timed() bool { return r.failure == "" || r.failure == timedOut }
+// patience is what r took, or at least limit if it failed.
+func (r *record) patience(limit float64) float64 {
+	if r.failure == "" {
+		return r.took
+	}
+	return max(r.took, limit)
+}
 
 // note records seconds.
 func note(h *result.Histogram, seconds float64) {
@@ -69,7 +74,7 @@ func windows(sc *scenario.Scenario, records []record, span float64) []result.Win
 	if width == 0 {
 		return nil
 	}
-	groups := groupsOf(sc)
+	groups, limit := groupsOf(sc), limitOf(sc).Seconds()
 	out := make([]result.Window, int(span/width)+1)
 	times := make([][]float64, len(out))
 	for i := range records {
@@ -80,9 +85,7 @@ func windows(sc *scenario.Scenario, records []record, span float64) []result.Win
 		if r.failure != "" {
 			w.Failed++
 		}
-		if r.timed() {
-			times[k] = append(times[k], r.took)
-		}
+		times[k] = append(times[k], r.patience(limit))
 		if r.backend >= 0 && r.backend < len(groups) {
 			if w.Share == nil {
 				w.Share = map[string]float64{}

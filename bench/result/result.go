@@ -34,12 +34,18 @@ type Scenario struct {
 	Name     string  `json:"name"`
 	Question string  `json:"question"` // that it answers
 	About    string  `json:"about"`
-	File     string  `json:"file"`   // below the repository
-	Events   []Event `json:"events"` // changes and failures, in every block at the same time
+	File     string  `json:"file"`           // below the repository
+	Mode     string  `json:"mode,omitempty"` // open, closed or fast; empty: of an older run
+	Events   []Event `json:"events"`         // changes and failures, in every block at the same time
 	Arms     []Arm   `json:"arms"`
 	// Order is which arm ran when: indexes into Arms, as ABCCBA.
 	Order []int `json:"order"`
 }
+
+// Fast is the Mode of a scenario whose requests follow each other as fast as they can. In
+// open ones they come when they are meant to, in closed ones a worker waits for the answer
+// to its last.
+const Fast = "fast"
 
 // Event is something that happened to the backends or the balancing.
 type Event struct {

@@ -60,7 +60,7 @@ var (
 	p999       = &measure{"p99.9 latency", "p99.9", false, false, quantileOf(latency, 0.999), plot.Time}
 	connectP50 = &measure{"median time to connect", "connect p50", false, false, quantileOf(connect, 0.5), plot.Time}
 	connectP99 = &measure{"p99 time to connect", "connect p99", false, false, quantileOf(connect, 0.99), plot.Time}
-	cpu        = &measure{"CPU s per million requests", "CPU s/1M", false, false, func(b *result.Block) float64 { return zeroless(per(1e6*b.CPU, float64(b.Requests))) }, decimal}
+	cpu        = &measure{"CPU s per million answers", "CPU s/1M", false, false, func(b *result.Block) float64 { return zeroless(per(1e6*b.CPU, answered(b))) }, decimal}
 	cpuBytes   = &measure{"CPU s per GB", "CPU s/GB", false, false, func(b *result.Block) float64 { return zeroless(per(1e9*b.CPU, float64(b.Bytes))) }, decimal}
 	most       = &measure{"largest share over the mean", "max/mean", false, false, func(b *result.Block) float64 { return fairness(b).Max }, decimal}
 	cv         = &measure{"variation of shares", "CV", false, false, func(b *result.Block) float64 { return fairness(b).CV }, decimal}
@@ -183,8 +183,13 @@ func (s *scene) extras() []*measure {
 	return out
 }
 
-// paced says whether the same requests come in every block, however fast answers are.
+// paced says whether requests come at their own times, or wait for answers, so that their
+// rate says nothing of the path. Runs that do not tell are those in which the same requests
+// come in every block.
 func paced(sc *result.Scenario) bool {
+	if sc.Mode != "" {
+		return sc.Mode != result.Fast
+	}
 	n := uint64(0)
 	for i := range sc.Arms {
 		for _, b := range sc.Arms[i].Blocks {

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -147,15 +148,38 @@ func work[Order any](make func() func(Order) (any, error)) error {
 
 // Pin moves every thread of this process to one processor.
 func Pin(cpu int) error {
+	cpus, err := allowed()
+	if err != nil {
+		return err
+	}
 	var set unix.CPUSet
-	set.Set(cpu % runtime.NumCPU())
+	set.Set(cpus[cpu%len(cpus)])
 	return affinity(&set)
 }
 
+// allowed are the processors that this process had when it began, which need not be the
+// first ones.
+var allowed = sync.OnceValues(func() (cpus []int, err error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(os.Getpid(), &set); err != nil {
+		return nil, fmt.Errorf("own processors: %w", err)
+	}
+	for cpu := range len(set) * 64 {
+		if set.IsSet(cpu) {
+			cpus = append(cpus, cpu)
+		}
+	}
+	return cpus, nil
+})
+
 // Unpin lets every thread of this process run everywhere.
 func Unpin() error {
+	cpus, err := allowed()
+	if err != nil {
+		return err
+	}
 	var set unix.CPUSet
-	for cpu := range runtime.NumCPU() {
+	for _, cpu := range cpus {
 		set.Set(cpu)
 	}
 	return affinity(&set)
