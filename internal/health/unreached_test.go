@@ -3,7 +3,6 @@
 package health
 
 import (
-	"errors"
 	"io"
 	"net"
 	"testing"
@@ -49,9 +48,6 @@ func TestUnreached(t *testing.T) {
 		}
 		target := Target{Addr: []lb.Backend{{Addr: closed}, {Addr: mute}, {Addr: hangs}, {Addr: ill}}[tc.to].Addr, Probe: tc.probe}
 		r := await(t, p, target)
-		for try := 0; errors.Is(r.Err, ErrCannot) && try < 20; try++ {
-			r = await(t, p, target) // this machine was too busy to tell
-		}
 		if got := unreached(tc.probe.Kind, r.Err); got != tc.want || r.Err == nil {
 			t.Errorf("%s: %v: unreached %t, want %t", tc.name, r.Err, got, tc.want)
 		}

@@ -265,6 +265,16 @@ func (a *agent) logged(texts ...string) (string, error) {
 	return "", fmt.Errorf("log: no line with %q", texts)
 }
 
+// times returns how often a's log has text.
+func (a *agent) times(t *testing.T, text string) int {
+	t.Helper()
+	out, err := os.ReadFile(a.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(out), text)
+}
+
 // quiet fails the test if a line of a's log contains each of texts.
 func (a *agent) quiet(t *testing.T, texts ...string) {
 	t.Helper()

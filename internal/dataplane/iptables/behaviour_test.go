@@ -125,11 +125,15 @@ func TestRepair(t *testing.T) {
 				{"iptables -t filter -F " + filterChain},
 			} {
 				what := strings.Join(damage, "; ")
-				for _, line := range damage {
-					words := strings.Fields(line)
-					program := strings.Replace(words[0], "tables", "tables-"+backend, 1)
-					r.output(program, append([]string{"-w"}, words[1:]...)...)
-				}
+				func() {
+					r.dp.Dataplane.mu.Lock() // no repair before all of it is done
+					defer r.dp.Dataplane.mu.Unlock()
+					for _, line := range damage {
+						words := strings.Fields(line)
+						program := strings.Replace(words[0], "tables", "tables-"+backend, 1)
+						r.output(program, append([]string{"-w"}, words[1:]...)...)
+					}
+				}()
 				began := time.Now()
 				var got string
 				t.Cleanup(func() {
