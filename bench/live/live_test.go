@@ -154,6 +154,9 @@ func TestSummary(t *testing.T) {
 	if n, most := out.Latency.TotalCount(), float64(out.Latency.Max())/1e9; n != 4 || math.Abs(most-5) > 0.01 {
 		t.Errorf("%d latencies up to %g s, want 4 up to 5", n, most)
 	}
+	if third := float64(out.Latency.ValueAtQuantile(75)) / 1e9; math.Abs(third-5) > 0.01 {
+		t.Errorf("the second slowest of four took %g s, want the client's patience of 5", third)
+	}
 	if out.Late != 0.5 || out.Connect.TotalCount() != 2 {
 		t.Errorf("p99 of the lateness %g, %d connects; want 0.5 and 2", out.Late, out.Connect.TotalCount())
 	}

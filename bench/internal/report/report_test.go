@@ -210,3 +210,30 @@ func TestCompact(t *testing.T) {
 		t.Errorf("%d bytes became %d: %v %v", was.Size(), is.Size(), err1, err2)
 	}
 }
+
+// TestPaced: a run that tells how its requests began is believed; with an older one the same
+// requests in every block are a sign.
+func TestPaced(t *testing.T) {
+	arms := func(requests ...uint64) []result.Arm {
+		a := result.Arm{Name: "direct"}
+		for _, n := range requests {
+			a.Blocks = append(a.Blocks, result.Block{Requests: n})
+		}
+		return []result.Arm{a}
+	}
+	for _, tc := range []struct {
+		mode string
+		arms []result.Arm
+		want bool
+	}{
+		{"open", arms(5, 5), true},
+		{"closed", arms(5, 6), true},
+		{result.Fast, arms(5, 5), false},
+		{"", arms(5, 5), true},
+		{"", arms(5, 6), false},
+	} {
+		if got := paced(&result.Scenario{Mode: tc.mode, Arms: tc.arms}); got != tc.want {
+			t.Errorf("mode %q: paced %t, want %t", tc.mode, got, tc.want)
+		}
+	}
+}

@@ -7,9 +7,12 @@ package ebpf
 import (
 	"errors"
 	"io"
+	"net/netip"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lbproxy/lbproxy/internal/lab"
 )
 
 // TestSocketsByFile is what a kernel in lockdown runs, on whatever kernel: the programs that
@@ -27,6 +30,36 @@ func TestSocketsByFile(t *testing.T) {
 		"TestRecountFindsMiscounts": TestRecountFindsMiscounts,
 	} {
 		t.Run(name, test)
+	}
+}
+
+// TestOneSocketCountsOnce walks twice in one round, as where two processes have a socket: it
+// is counted once, and again in the next round.
+func TestOneSocketCountsOnce(t *testing.T) {
+	was := socketsByFile
+	socketsByFile = func() bool { return true }
+	defer func() { socketsByFile = was }()
+	r := newRig(t, nil)
+	r.sync(r.endsWorld("round-robin"))
+	r.open("client1", lab.TCP, endsVIP)
+	for range 2 {
+		r.recountIsExact("one connection")
+		if err := r.dp.recountSockets(); err != nil {
+			t.Fatal(err)
+		}
+		total := uint64(0)
+		for _, id := range r.dp.backendsInUse() {
+			total += r.dp.maps.recounts[id]
+			if !r.dp.killer.isBackend(r.dp.maps.addrPort(id)) {
+				t.Errorf("%s is no backend to the killer", r.dp.maps.addrPort(id))
+			}
+		}
+		if total != 1 {
+			t.Errorf("%d connections are counted after two walks, want 1", total)
+		}
+	}
+	if vip := netip.MustParseAddrPort(endsVIP); r.dp.killer.isBackend(vip) {
+		t.Errorf("%s is a backend to the killer", vip)
 	}
 }
 
